@@ -1,0 +1,1 @@
+"""Serve a Python model over HTTP."""

@@ -1,0 +1,100 @@
+"""The exceptions of ventu_lite, by whose fault they are. This module imports nothing.
+
+VentuError
+├── RegistrationError     the developer: the service cannot be composed like this
+├── ConfigError           the operator: a setting has a bad value
+├── ServiceNotFound       the operator: the app has no such service
+├── PayloadError          the client, one job only; carries the HTTP ``status``
+│   ├── MalformedPayload  400: the bytes are not what their media type says
+│   └── InvalidPayload    422: the value does not fit the request schema
+├── Unavailable           load; carries the HTTP ``status`` and ``retry_after``
+│   ├── NotReady          503: set-up or warm-up has not succeeded yet
+│   ├── QueueFull         429: as many jobs wait as may
+│   └── JobExpired        504: the deadline of the job has passed
+├── ProtocolError         the peer: close this connection and carry on
+└── BatchSizeError        the service: a batch function returned too many or too few results
+"""
+
+
+class VentuError(Exception):
+    """The base of every exception that ventu_lite raises on purpose."""
+
+
+class RegistrationError(VentuError):
+    """The functions or options given to a service contradict each other."""
+
+
+class ConfigError(VentuError):
+    """A setting has a value that cannot be used; the message names it and says what it should be."""
+
+
+class ServiceNotFound(VentuError):
+    """The Flask app holds no service, or several and none was chosen."""
+
+
+class PayloadError(VentuError):
+    """The client sent something that cannot be answered."""
+
+    status = 400
+
+
+class MalformedPayload(PayloadError):
+    """The bytes cannot be read as JSON or msgpack."""
+
+    status = 400
+
+
+class InvalidPayload(PayloadError):
+    """The value does not fit the request schema.
+
+    Attributes:
+        errors: At most 20 field errors: maps of ``type``, ``loc`` (a list) and ``msg``.
+        error_count: How many there were in all.
+    """
+
+    status = 422
+
+    def __init__(self, errors: "list[dict[str, object]]", error_count: int) -> None:
+        super().__init__(f"{error_count} field(s) do not fit the request schema")
+        self.errors = errors
+        self.error_count = error_count
+
+
+class Unavailable(VentuError):
+    """The service cannot answer this job, though nothing is wrong with it.
+
+    Attributes:
+        retry_after: Seconds after which a new try makes sense, if that is known.
+    """
+
+    status = 503
+
+    def __init__(self, message: str, *, retry_after: "float | None" = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class NotReady(Unavailable):
+    """Set-up and warm-up have not succeeded yet."""
+
+    status = 503
+
+
+class QueueFull(Unavailable):
+    """As many jobs wait as ``capacity`` allows."""
+
+    status = 429
+
+
+class JobExpired(Unavailable):
+    """The deadline of the job has passed."""
+
+    status = 504
+
+
+class ProtocolError(VentuError):
+    """The peer said something that the wire protocol does not allow."""
+
+
+class BatchSizeError(VentuError):
+    """A batch function returned another number of results than it got items."""
