@@ -1,1 +1,43 @@
-"""Serve a Python model over HTTP."""
+"""Put a Python model behind HTTP: decorate plain functions, get a service."""
+
+from .config import Config
+from .errors import (
+    BatchSizeError,
+    ConfigError,
+    InvalidPayload,
+    JobExpired,
+    MalformedPayload,
+    NotAcceptable,
+    NotReady,
+    PayloadError,
+    ProtocolError,
+    QueueFull,
+    RegistrationError,
+    ServiceNotFound,
+    Unavailable,
+    UnsupportedMediaType,
+    VentuError,
+)
+from .examples import Example
+from .service import Service
+
+__all__ = [
+    "BatchSizeError",
+    "Config",
+    "ConfigError",
+    "Example",
+    "InvalidPayload",
+    "JobExpired",
+    "MalformedPayload",
+    "NotAcceptable",
+    "NotReady",
+    "PayloadError",
+    "ProtocolError",
+    "QueueFull",
+    "RegistrationError",
+    "Service",
+    "ServiceNotFound",
+    "Unavailable",
+    "UnsupportedMediaType",
+    "VentuError",
+]

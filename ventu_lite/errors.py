@@ -1,4 +1,4 @@
-"""The exceptions of ventu_lite, by whose fault they are. This module imports nothing.
+"""The exceptions of ventu_lite, by whose fault they are.
 
 VentuError
 ├── RegistrationError     the developer: the service cannot be composed like this
@@ -6,6 +6,8 @@ VentuError
 ├── ServiceNotFound       the operator: the app has no such service
 ├── PayloadError          the client, one job only; carries the HTTP ``status``
 │   ├── MalformedPayload  400: the bytes are not what their media type says
+│   ├── NotAcceptable     406: the client accepts nothing that can be written
+│   ├── UnsupportedMediaType  415: the content type is not read here
 │   └── InvalidPayload    422: the value does not fit the request schema
 ├── Unavailable           load; carries the HTTP ``status`` and ``retry_after``
 │   ├── NotReady          503: set-up or warm-up has not succeeded yet
@@ -14,6 +16,8 @@ VentuError
 ├── ProtocolError         the peer: close this connection and carry on
 └── BatchSizeError        the service: a batch function returned too many or too few results
 """
+
+from typing import Any
 
 
 class VentuError(Exception):
@@ -25,7 +29,7 @@ class RegistrationError(VentuError):
 
 
 class ConfigError(VentuError):
-    """A setting has a value that cannot be used; the message names it and says what it should be."""
+    """A setting has a bad value; the message names it and says what it should be."""
 
 
 class ServiceNotFound(VentuError):
@@ -44,6 +48,18 @@ class MalformedPayload(PayloadError):
     status = 400
 
 
+class NotAcceptable(PayloadError):
+    """``Accept`` excludes every codec."""
+
+    status = 406
+
+
+class UnsupportedMediaType(PayloadError):
+    """``Content-Type`` names something that is not read here."""
+
+    status = 415
+
+
 class InvalidPayload(PayloadError):
     """The value does not fit the request schema.
 
@@ -54,8 +70,9 @@ class InvalidPayload(PayloadError):
 
     status = 422
 
-    def __init__(self, errors: "list[dict[str, object]]", error_count: int) -> None:
-        super().__init__(f"{error_count} field(s) do not fit the request schema")
+    def __init__(self, errors: "list[dict[str, Any]]", error_count: int) -> None:
+        fields = "1 field does" if error_count == 1 else f"{error_count} fields do"
+        super().__init__(f"{fields} not fit the request schema")
         self.errors = errors
         self.error_count = error_count
 

@@ -1,0 +1,6 @@
+"""``python -m ventu_lite``."""
+
+from .cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""Payload bytes and Python values, by media type: JSON and msgpack.
+
+What a value looks like in each codec:
+
+=================  ==============================  ====================================
+value              JSON                            msgpack
+=================  ==============================  ====================================
+``bytes``          a string, as pydantic is told   *bin*
+``datetime``       ISO 8601 string                 the same; a Timestamp is read as well
+``Decimal, UUID``  string                          string
+``Enum``           its value                       its value
+NaN, infinities    ``null``; read where the        as they are
+                   schema has a float
+numpy, torch       as their ``tolist()``           the same
+=================  ==============================  ====================================
+
+JSON has no NaN, so a response with one does not say so; a schema with ``FiniteFloat`` makes it
+an error instead. Map keys of a msgpack request are strings: integers are refused, because keys
+that collide on purpose would make the table slow.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import msgpack
+from pydantic_core import to_jsonable_python
+from werkzeug.datastructures import MIMEAccept
+from werkzeug.http import parse_accept_header, parse_options_header
+
+from .config import Codec, CodecSetting
+from .errors import MalformedPayload, NotAcceptable, UnsupportedMediaType
+
+CODEC_OF = {
+    "application/json": "json",
+    "application/msgpack": "msgpack",
+    "application/x-msgpack": "msgpack",
+    "application/vnd.msgpack": "msgpack",  # the registered name
+}
+MEDIA_TYPE: dict[Codec, str] = {"json": "application/json", "msgpack": "application/msgpack"}
+PROBLEM_TYPE: dict[Codec, str] = {
+    "json": "application/problem+json",
+    "msgpack": "application/msgpack",
+}
+
+# Types that say nothing about the body: curl -d labels all that it sends as a form.
+_UNSPECIFIC = frozenset(
+    {"", "*/*", "application/octet-stream", "application/x-www-form-urlencoded"}
+)
+_JSON_STARTS = frozenset(b' \t\r\n{["-0123456789tfn')
+
+# Deeper values cannot be built by the JSON parser either (its limit is 200).
+_UNPACK_ERRORS = (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException)
+
+
+def sniff(payload: bytes) -> Codec:
+    """Tell the codec by the first byte, which is enough for all but one-byte msgpack bodies.
+
+    Source: the wire protocol, "JSON or msgpack is not announced".
+    """
+    return "json" if payload[:1] and payload[0] in _JSON_STARTS else "msgpack"
+
+
+def media_types(setting: CodecSetting) -> list[str]:
+    """Return the media types that are read and written under a ``codec`` setting."""
+    return list(MEDIA_TYPE.values()) if setting == "auto" else [MEDIA_TYPE[setting]]
+
+
+def _either(setting: CodecSetting) -> str:
+    return " or ".join(media_types(setting))
+
+
+@lru_cache(maxsize=128)
+def request_codec(content_type: str, setting: CodecSetting) -> Codec | None:
+    """Return the codec that a ``Content-Type`` announces, ``None`` if the body has to tell.
+
+    Raises:
+        UnsupportedMediaType: It announces something that is not read here.
+    """
+    media_type, options = parse_options_header(content_type)
+    if media_type in _UNSPECIFIC:
+        return None if setting == "auto" else setting
+    codec = CODEC_OF.get(media_type)
+    if codec is None or setting not in ("auto", codec):
+        raise UnsupportedMediaType(
+            f"content type {media_type[:100]!r} is not read here; send {_either(setting)}"
+        )
+    charset = options.get("charset", "utf-8")
+    if charset.lower() not in ("utf-8", "utf8", "us-ascii"):
+        raise UnsupportedMediaType(f"charset {charset[:100]!r} is not read here; send utf-8")
+    return "json" if codec == "json" else "msgpack"
+
+
+@lru_cache(maxsize=128)
+def response_type(accept: str, own: str, setting: CodecSetting) -> str:
+    """Return the media type of the answer: what ``Accept`` prefers, else the request's own.
+
+    Args:
+        accept: The header, "" when there is none.
+        own: The media type of the request, which wins a tie.
+        setting: The ``codec`` setting.
+
+    Raises:
+        NotAcceptable: ``Accept`` excludes all that can be written here.
+    """
+    offers = [name for name, codec in CODEC_OF.items() if setting in ("auto", codec)]
+    offers.sort(key=lambda name: name != own)
+    if not accept:
+        return offers[0]
+    wanted = parse_accept_header(accept, MIMEAccept)
+
+    def quality(offer: str) -> float:
+        # A client that asks for problem documents alone reads JSON.
+        problem = PROBLEM_TYPE["json"] if CODEC_OF[offer] == "json" else offer
+        return max(wanted.quality(offer), wanted.quality(problem))
+
+    best = max(offers, key=quality)
+    if not quality(best):
+        raise NotAcceptable(f"nothing that you accept is written here; accept {_either(setting)}")
+    return best
+
+
+def unpack(payload: bytes) -> Any:
+    """Return the value of a msgpack payload; Timestamps become aware datetimes.
+
+    Raises:
+        MalformedPayload: It is truncated, has a tail, a key that is no string, bad UTF-8, …
+    """
+    try:
+        return msgpack.unpackb(payload, timestamp=3)
+    except _UNPACK_ERRORS as exc:
+        reason = str(exc) or type(exc).__name__  # two of msgpack's exceptions have no text
+        raise MalformedPayload(f"the body is not valid msgpack: {reason[:200]}") from exc
+
+
+def pack(value: Any) -> bytes:
+    """Return ``value`` as msgpack; numpy, torch, datetime, Decimal, UUID and Enum included.
+
+    Raises:
+        TypeError, ValueError, OverflowError: It holds something that msgpack cannot say.
+    """
+    return msgpack.packb(value, default=plain)
+
+
+def plain(value: Any) -> Any:
+    """Return a value that JSON and msgpack can say for one that only Python can."""
+    to_list: Callable[[], Any] | None = getattr(value, "tolist", None)
+    return to_jsonable_python(value) if to_list is None else to_list()
+
+
+def deep_plain(value: Any) -> Any:
+    """Return ``value`` with every numpy or torch part, however deep, as plain Python."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {deep_plain(key): deep_plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [deep_plain(part) for part in value]
+    return value

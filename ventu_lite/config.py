@@ -1,0 +1,156 @@
+"""The settings of a service and the environment variables that set them.
+
+One order everywhere: a flag of the command line, the environment (``VENTU_PORT``), the file
+``.env`` of the working directory, ``Service(...)``, the default below.
+"""
+
+import difflib
+import os
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, ByteSize, Field, SecretStr, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from .errors import ConfigError, RegistrationError
+
+PREFIX = "VENTU_"
+
+Codec = Literal["json", "msgpack"]
+CodecSetting = Literal["auto", "json", "msgpack"]
+WaitPolicy = Literal["adaptive", "fixed"]
+LogLevel = Literal["debug", "info", "warning", "error", "critical"]
+LogFormat = Literal["text", "json"]
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Size = Annotated[ByteSize, Field(ge=1)]
+
+
+def _lower(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
+class Config(BaseSettings):
+    """The settings of one service; every field is also an environment variable.
+
+    Durations are seconds; sizes are bytes and may be written ``"10MiB"``. What is given to the
+    constructor is what the *code* says, so the environment overrides it; what an operator says
+    on a command line goes through ``override``.
+
+    Raises:
+        ConfigError: A value cannot be used; the message names its variable.
+        RegistrationError: There is no such setting.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_file=".env",
+        env_ignore_empty=True,
+        extra="ignore",  # other programs have their lines in .env, too
+        validate_assignment=True,
+    )
+
+    name: str = Field("Deep Learning Service", min_length=1, max_length=200)
+    version: str = Field("latest", min_length=1, max_length=200)
+    # Loopback: a model that nobody meant to publish is not published.
+    host: str = Field("localhost", min_length=1)
+    port: int = Field(8000, ge=0, le=65535)
+    socket: str = Field("batching.socket", min_length=1)
+    codec: CodecSetting = "auto"
+    # 32: where the throughput of most models on one accelerator is near its plateau.
+    max_batch_size: int = Field(32, ge=1, le=65536)
+    # 10 ms, as kemingy/batching, mosec and most others: the longest wait nobody complains about.
+    max_wait: float = Field(0.010, ge=0, allow_inf_nan=False)
+    max_wait_policy: WaitPolicy = "adaptive"
+    capacity: int = Field(1024, ge=1)
+    timeout: Seconds = 5.0
+    batch_timeout: Seconds | None = None
+    max_body: Size = ByteSize(10 * 1024**2)
+    # The length of a frame is a signed 32-bit number in kemingy/batching.
+    max_message: Annotated[ByteSize, Field(ge=1024, lt=2**31)] = ByteSize(256 * 1024**2)
+    max_held: Size = ByteSize(1024**3)
+    max_connections: int = Field(10_000, ge=1)
+    api_key: SecretStr | None = Field(None, min_length=1)
+    worker_secret: SecretStr | None = Field(None, min_length=1)
+    log_level: Annotated[LogLevel, BeforeValidator(_lower)] = "info"
+    log_format: Annotated[LogFormat, BeforeValidator(_lower)] = "text"
+
+    def __init__(self, **settings: Any) -> None:
+        _refuse_unknown(settings)
+        try:
+            super().__init__(**settings)
+        except ValidationError as exc:
+            raise ConfigError(_explain(exc)) from None
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Put the environment before what the code says; the first source that knows wins."""
+        return env_settings, dotenv_settings, init_settings
+
+    def override(self, **flags: Any) -> "Config":
+        """Return a copy in which the flags that are not ``None`` win over everything.
+
+        Raises:
+            ConfigError: A value cannot be used.
+            RegistrationError: There is no such setting.
+        """
+        given = {name: value for name, value in flags.items() if value is not None}
+        _refuse_unknown(given)
+        config = self.model_copy()
+        for name, value in given.items():
+            try:
+                setattr(config, name, value)
+            except ValidationError as exc:
+                raise ConfigError(_explain(exc, flag=True)) from None
+        return config
+
+    def declared(self) -> dict[str, Any]:
+        """Return the fields that were set on purpose, to build another ``Config`` upon."""
+        return {name: getattr(self, name) for name in self.model_fields_set}
+
+
+def _refuse_unknown(settings: dict[str, Any]) -> None:
+    for name in settings:
+        if name not in Config.model_fields:
+            near = difflib.get_close_matches(name, Config.model_fields, n=1)
+            known = f"Known: {', '.join(Config.model_fields)}."
+            hint = f" Did you mean {near[0]!r}?" if near else " " + known
+            raise RegistrationError(f"there is no setting {name!r}.{hint}")
+
+
+def _explain(exc: ValidationError, *, flag: bool = False) -> str:
+    """Return one line for each bad setting: where it was set, its value, what it should be."""
+    lines = []
+    for error in exc.errors(include_url=False):
+        name = str(error["loc"][0])
+        said = _said_as(name, flag=flag)
+        secret = "secret" in name or "key" in name
+        value = "" if secret else f"={error['input']!r}"
+        lines.append(f"{said}{value}: {error['msg']}{_hint(said, error['input'])}")
+    return "; ".join(lines)
+
+
+def _said_as(name: str, *, flag: bool) -> str:
+    if flag:
+        return "--" + name.replace("_", "-")
+    variable = PREFIX + name.upper()
+    return variable if variable in os.environ else f"{name} (or {variable} in .env)"
+
+
+def _hint(said: str, value: object) -> str:
+    if said == "VENTU_PORT" and str(value).startswith("tcp://"):
+        return (
+            " (Kubernetes sets this variable for a Service called ventu:"
+            " say enableServiceLinks: false in the pod)"
+        )
+    return ""

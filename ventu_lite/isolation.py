@@ -1,0 +1,166 @@
+"""Call the model so that a bad item harms no other: items in, results or ``Rejected`` out.
+
+A batch function that raises is called again with halves of the batch, until the guilty items
+stand alone. With *g* guilty items among *n* that takes about ``2 g log2(n / g)`` calls.
+"""
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any
+
+from .errors import BatchSizeError
+from .outcomes import Rejected
+
+# What has a length and can be counted through, but is no list of results.
+_NOT_RESULTS = (dict, str, bytes, bytearray, set, frozenset)
+
+
+class SingleInfer:
+    """Call a function of one item for each of many."""
+
+    def __init__(self, fn: Callable[[Any], Any]) -> None:
+        self._fn = fn
+
+    def __call__(self, items: Sequence[Any]) -> list[Any]:
+        """Return a result or a ``Rejected`` for each item, in the same order."""
+        return [self._one(item) for item in items]
+
+    def _one(self, item: Any) -> Any:
+        try:
+            return self._fn(item)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as exc:  # sys.exit() in a model must not take the others along
+            return Rejected.of(exc)
+
+
+class BatchInfer:
+    """Call a function of many items, split by key and size, and again in halves if it raises.
+
+    Not for several threads at once: the function is the user's and may not be safe for them.
+
+    Args:
+        fn: ``n`` items in, ``n`` results out, in the same order. A result that is an exception
+            instance counts as raised for its item.
+        max_batch_size: More items are split before the call; ``None`` for no ceiling.
+        isolate: Split when it raises.
+        key: Items of different keys never share a call.
+        timeout: Seconds after which it stops calling again, counted from the first call.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        fn: Callable[[Any], Any],
+        *,
+        max_batch_size: int | None = None,
+        isolate: bool = True,
+        key: Callable[[Any], Hashable] | None = None,
+        timeout: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self._fn = fn
+        self._max_batch_size = max_batch_size
+        self._isolate = isolate
+        self._key = key
+        self._timeout = timeout
+        self._clock = clock
+
+    def __call__(self, items: Sequence[Any]) -> list[Any]:
+        """Return a result or a ``Rejected`` for each item, in the same order."""
+        if self._key is None:
+            return self._chunks(items)
+        results: list[Any] = [None] * len(items)
+        for places in self._groups(items, results).values():
+            for place, result in zip(
+                places, self._chunks([items[place] for place in places]), strict=True
+            ):
+                results[place] = result
+        return results
+
+    def _groups(self, items: Sequence[Any], results: list[Any]) -> dict[Hashable, list[int]]:
+        """Return the places of each key; an item whose key cannot be told is rejected."""
+        assert self._key is not None
+        groups: dict[Hashable, list[int]] = {}
+        for place, item in enumerate(items):
+            try:
+                groups.setdefault(self._key(item), []).append(place)
+            except Exception as exc:
+                results[place] = Rejected.of(exc)
+        return groups
+
+    def _chunks(self, items: Sequence[Any]) -> list[Any]:
+        size = self._max_batch_size
+        if size is None or len(items) <= size:
+            return self._isolated(items)
+        results: list[Any] = []
+        for start in range(0, len(items), size):
+            results += self._isolated(items[start : start + size])
+        return results
+
+    def _isolated(self, items: Sequence[Any]) -> list[Any]:
+        """Call once for all; where that raises, again for the halves, down to single items.
+
+        Depth first and in order, so that the results simply follow one another.
+        """
+        give_up_at = self._clock() + self._timeout
+        calls = 0
+        failure: BaseException | None = None
+        results: list[Any] = []
+        todo = [(0, len(items))]
+        while todo:
+            start, end = todo.pop()
+            part = items[start:end]
+            if failure and (calls >= 2 * len(items) or self._clock() >= give_up_at):
+                results += _reject_all(part, failure)
+                continue
+            calls += 1
+            try:
+                results += self._call(part)
+            except BatchSizeError as exc:
+                results += _reject_all(part, exc)
+            except KeyboardInterrupt:
+                raise
+            except BaseException as exc:  # sys.exit() in a model must not take the others along
+                failure = exc
+                if len(part) == 1 or not self._isolate:
+                    results += _reject_all(part, exc)
+                else:
+                    middle = (start + end) // 2
+                    todo += [(middle, end), (start, middle)]
+        return results
+
+    def _call(self, items: Sequence[Any]) -> list[Any]:
+        """Call the function once and check that there is one result for each item.
+
+        Raises:
+            BatchSizeError: There are too many or too few, or it is no sequence at all.
+            BaseException: Whatever the function raises.
+        """
+        returned = self._fn(list(items))
+        if not _is_results(returned):
+            raise BatchSizeError(
+                f"infer got {len(items)} items, returned a {type(returned).__name__};"
+                " return a list with one result for each item, in the same order"
+            )
+        results = list(returned)
+        if len(results) != len(items):
+            raise BatchSizeError(f"infer got {len(items)} items, returned {len(results)} results")
+        return [Rejected.of(r) if isinstance(r, BaseException) else r for r in results]
+
+
+def _is_results(returned: Any) -> bool:
+    if isinstance(returned, _NOT_RESULTS) or getattr(returned, "ndim", 1) == 0:
+        return False
+    return hasattr(returned, "__len__") or isinstance(returned, Iterator)
+
+
+def _reject_all(items: Sequence[Any], exc: BaseException) -> list[Rejected]:
+    """Reject every item of a call, now that nobody knows who was guilty.
+
+    A status that was meant for one item must not become everybody's.
+    """
+    if len(items) == 1 or isinstance(exc, BatchSizeError):
+        return [Rejected.of(exc)] * len(items)
+    failure = RuntimeError(f"infer failed for a batch of {len(items)} items")
+    failure.__cause__ = exc
+    return [Rejected.of(failure)] * len(items)

@@ -1,0 +1,47 @@
+"""How log records look: lines for people, or one JSON object each for machines."""
+
+import json
+import logging
+import sys
+import time
+from typing import Final
+
+from .config import LogFormat, LogLevel
+
+TEXT: Final = "%(asctime)s %(levelname)-7s %(process)d %(name)s: %(message)s"
+# What a log call may hang on its record with extra={...}.
+_FIELDS: Final = ("request_id", "job_id", "service")
+
+
+class JSONFormatter(logging.Formatter):
+    """Write a record as one line of JSON, its traceback included."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        line: dict[str, object] = {
+            "time": self.formatTime(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "process": record.process,
+            "message": record.getMessage(),
+        }
+        line |= {name: record.__dict__[name] for name in _FIELDS if name in record.__dict__}
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False, default=str)
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
+        """Return the time in UTC, as RFC 3339 wants it."""
+        seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        return f"{seconds}.{int(record.msecs):03d}Z"
+
+
+def configure(level: LogLevel, format: LogFormat) -> None:
+    """Send all log records to standard error; only the command line calls this.
+
+    A user's file that has set logging up already keeps its handlers.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JSONFormatter() if format == "json" else logging.Formatter(TEXT))
+    logging.basicConfig(level=level.upper(), handlers=[handler])
+    logging.getLogger(__package__).setLevel(level.upper())

@@ -1,0 +1,151 @@
+"""The series that Prometheus sees, the same under Flask, in a worker and in the batching service.
+
+They live in the default registry of prometheus_client, once per process, so that whatever
+exposes that registry (our ``/metrics``, a user's own) shows them next to the user's own metrics.
+With ``PROMETHEUS_MULTIPROC_DIR`` set before the start, several processes add up.
+"""
+
+import os
+from functools import cache
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.registry import REGISTRY
+
+from .errors import ConfigError
+from .outcomes import Reason
+from .pipeline import Mode, Run
+
+# From an empty model behind a Unix socket to one that needs half a minute.
+_SECONDS: Final = (
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+)  # fmt: skip
+_SIZES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class Metrics:
+    """All series of one process; ``of`` gives those of one service, with its label filled in.
+
+    Args:
+        registry: Where they are registered.
+
+    Raises:
+        ConfigError: ``PROMETHEUS_MULTIPROC_DIR`` names a directory that cannot be used.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        _check_directory()
+        self.request_seconds = Histogram(
+            "ventu_request_seconds",
+            "Time from the arrival of a request to its answer.",
+            ["service", "status"],
+            registry=registry,
+            buckets=_SECONDS,
+        )
+        self.stage_seconds = Histogram(
+            "ventu_stage_seconds",
+            "Time in one stage, for one request or for a whole batch.",
+            ["service", "stage", "mode"],
+            registry=registry,
+            buckets=_SECONDS,
+        )
+        self.batch_size = Histogram(
+            "ventu_batch_size",
+            "Items that reached one call of a batch function.",
+            ["service"],
+            registry=registry,
+            buckets=_SIZES,
+        )
+        self.queue_seconds = Histogram(
+            "ventu_queue_seconds",
+            "Time that a job waited for its turn.",
+            ["service"],
+            registry=registry,
+            buckets=_SECONDS,
+        )
+        self.rejected = Counter(
+            "ventu_rejected_total",
+            "Jobs that were not answered with a result.",
+            ["service", "reason"],
+            registry=registry,
+        )
+        self.workers = Gauge(
+            "ventu_workers",
+            "Processes that are ready to run the stages.",
+            ["service", "protocol"],
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+
+
+class ServiceMetrics:
+    """The series of one service, ready to be observed; any thread may.
+
+    Args:
+        metrics: The series of the process.
+        name: The service.
+    """
+
+    def __init__(self, metrics: Metrics, name: str) -> None:
+        self._name = name
+        self._metrics = metrics
+        self._requests: dict[int, Histogram] = {}
+        self._rejected: dict[Reason, Counter] = {}
+        self._stages: dict[tuple[str, Mode], Histogram] = {}
+        self.batch_size = metrics.batch_size.labels(name)
+        self.queue_seconds = metrics.queue_seconds.labels(name)
+
+    def request(self, status: int, seconds: float) -> None:
+        """Count an answered request."""
+        child = self._requests.get(status)
+        if child is None:
+            child = self._metrics.request_seconds.labels(self._name, str(status))
+            self._requests[status] = child
+        child.observe(seconds)
+
+    def rejected(self, reason: Reason) -> None:
+        """Count a job that failed."""
+        child = self._rejected.get(reason)
+        if child is None:
+            child = self._rejected[reason] = self._metrics.rejected.labels(self._name, reason)
+        child.inc()
+
+    def stage(self, stage: str, mode: Mode, seconds: float) -> None:
+        """Count one run of a stage, for one item or for a batch."""
+        child = self._stages.get((stage, mode))
+        if child is None:
+            child = self._metrics.stage_seconds.labels(self._name, stage, mode)
+            self._stages[stage, mode] = child
+        child.observe(seconds)
+
+    def run(self, run: Run, mode: Mode) -> None:
+        """Count a batch that went all the way."""
+        self.stage("preprocess", mode, run.preprocess)
+        if run.batch_size:
+            self.stage("infer", mode, run.infer)
+            self.stage("postprocess", mode, run.postprocess)
+            self.batch_size.observe(run.batch_size)
+
+    def worker(self, protocol: str, *, is_ready: bool) -> None:
+        """Say whether this process can run the stages now, for ``http``, ``unix`` or ``tcp``."""
+        self._metrics.workers.labels(self._name, protocol).set(int(is_ready))
+
+
+@cache
+def _process_metrics() -> Metrics:
+    return Metrics(REGISTRY)
+
+
+@cache
+def metrics_of(name: str) -> ServiceMetrics:
+    """Return the series of a service, the same object each time."""
+    return ServiceMetrics(_process_metrics(), name)
+
+
+def _check_directory() -> None:
+    directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    if directory and not (os.path.isdir(directory) and os.access(directory, os.W_OK)):
+        raise ConfigError(
+            f"PROMETHEUS_MULTIPROC_DIR={directory!r} is no directory that can be written to:"
+            f" make it, empty, before each start of the whole service (mkdir -p {directory})"
+        )

@@ -1,0 +1,58 @@
+"""What becomes of one item: its bytes, or a ``Rejected`` that stays at the item's own place."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from werkzeug.exceptions import HTTPException
+
+from .errors import InvalidPayload, JobExpired, PayloadError
+
+Reason = Literal["invalid", "failed", "expired"]
+
+# Nothing of an unexpected exception may reach a client: its text can hold anybody's data.
+UNEXPECTED = "the service failed on this request; its log says why, under this instance"
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """One job failed; the others did not.
+
+    Attributes:
+        status: The HTTP status of the answer, 400 to 599.
+        detail: What the client may read.
+        reason: Whose fault it was, the label of the metric.
+        extra: Further members of the problem document.
+        exc: The exception, for the log and for ``predict``.
+    """
+
+    status: int
+    detail: str
+    reason: Reason
+    exc: BaseException
+    extra: dict[str, Any] | None = None
+
+    @property
+    def is_fault(self) -> bool:
+        """Whether the service is to blame, so that the log gets the traceback."""
+        return self.reason == "failed" and not isinstance(self.exc, HTTPException)
+
+    @classmethod
+    def of(cls, exc: BaseException) -> "Rejected":
+        """Return what becomes of an item for which ``exc`` was raised."""
+        if isinstance(exc, InvalidPayload):
+            extra = {"errors": exc.errors, "error_count": exc.error_count}
+            return cls(exc.status, str(exc), "invalid", exc, extra)
+        if isinstance(exc, PayloadError):
+            return cls(exc.status, str(exc), "invalid", exc)
+        if isinstance(exc, JobExpired):
+            return cls(exc.status, str(exc), "expired", exc)
+        if isinstance(exc, HTTPException):
+            return cls._of_http(exc)
+        return cls(500, UNEXPECTED, "failed", exc)
+
+    @classmethod
+    def _of_http(cls, exc: HTTPException) -> "Rejected":
+        status = exc.code if exc.response is None else exc.response.status_code
+        if status is None or not 400 <= status <= 599:
+            return cls(500, UNEXPECTED, "failed", exc)
+        return cls(status, exc.description or "", "failed", exc)

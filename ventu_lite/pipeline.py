@@ -1,0 +1,133 @@
+"""From payload bytes to answer bytes through the stages of a service, one item or many.
+
+    payload ─parse─▶ item ─preprocess─▶ item ─infer─▶ result ─postprocess─▶ value ─render─▶ bytes
+
+Every step works on one item, but for ``infer``, which sees the whole batch. An item that fails
+becomes a ``Rejected`` at its own place, skips the rest of the way and harms no other.
+No I/O and no locks here: the shells say when a step runs and in which thread.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from .codecs import sniff
+from .config import Codec
+from .outcomes import Rejected
+from .validation import Schema
+
+Outcome = bytes | Rejected
+Mode = Literal["single", "batch"]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One batch that went all the way.
+
+    Attributes:
+        outcomes: One for each payload, in the same order.
+        preprocess, infer, postprocess: Seconds that the stages took for the whole batch;
+            parsing counts as preprocess, rendering as postprocess.
+        batch_size: How many items reached ``infer``.
+    """
+
+    outcomes: list[Outcome]
+    preprocess: float
+    infer: float
+    postprocess: float
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """The composed stages of one service.
+
+    ``prepare`` and ``finish`` may be called from several threads; ``infer`` only from one at a
+    time when ``mode`` is "batch".
+
+    Attributes:
+        request, response: The schemas.
+        preprocess, postprocess: The user's functions, ``None`` where there are none.
+        infer: Items in, results or ``Rejected`` out, in the same order.
+        mode: Whether ``infer`` calls a function of one item or of many.
+        clock: Monotonic seconds, as fine as they can be had.
+    """
+
+    request: Schema
+    response: Schema
+    preprocess: Callable[[Any], Any] | None
+    infer: Callable[[Sequence[Any]], list[Any]]
+    postprocess: Callable[[Any], Any] | None
+    mode: Mode
+    clock: Callable[[], float]
+
+    def prepare(self, payload: bytes, codec: Codec) -> Any:
+        """Return the item in a payload, preprocessed, or a ``Rejected``."""
+        try:
+            item = self.request.parse(payload, codec)
+            return item if self.preprocess is None else self.preprocess(item)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as exc:  # sys.exit() in a stage must not take the others along
+            return Rejected.of(exc)
+
+    def finish(self, result: Any, codec: Codec) -> Outcome:
+        """Return the bytes of a result, postprocessed and validated, or a ``Rejected``."""
+        if isinstance(result, Rejected):
+            return result
+        try:
+            value = result if self.postprocess is None else self.postprocess(result)
+            return self.response.render(value, codec)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as exc:  # sys.exit() in a stage must not take the others along
+            return Rejected.of(exc)
+
+    def prepare_value(self, value: Any) -> Any:
+        """Return the item in a Python value, preprocessed, or a ``Rejected``."""
+        try:
+            item = self.request.parse_value(value)
+            return item if self.preprocess is None else self.preprocess(item)
+        except Exception as exc:
+            return Rejected.of(exc)
+
+    def finish_value(self, result: Any) -> Any:
+        """Return a result, postprocessed and validated, as a Python value, or a ``Rejected``."""
+        if isinstance(result, Rejected):
+            return result
+        try:
+            value = result if self.postprocess is None else self.postprocess(result)
+            return self.response.validate(value)
+        except Exception as exc:
+            return Rejected.of(exc)
+
+    def infer_prepared(self, prepared: Sequence[Any]) -> list[Any]:
+        """Return one result for each item, passing those over that were rejected before."""
+        items = [item for item in prepared if not isinstance(item, Rejected)]
+        if len(items) == len(prepared):
+            return self.infer(items)
+        results = iter(self.infer(items) if items else ())
+        return [item if isinstance(item, Rejected) else next(results) for item in prepared]
+
+    def run(self, payloads: Sequence[bytes], codec: Codec | None = None) -> Run:
+        """Take a batch all the way; each payload is answered in the codec in which it came.
+
+        Args:
+            payloads: What the clients sent.
+            codec: The codec of all of them; ``None`` to tell each by its first byte.
+        """
+        clock = self.clock
+        codecs = [codec or sniff(payload) for payload in payloads]
+        started = clock()
+        prepared = list(map(self.prepare, payloads, codecs))
+        prepared_at = clock()
+        results = self.infer_prepared(prepared)
+        inferred_at = clock()
+        outcomes = list(map(self.finish, results, codecs))
+        return Run(
+            outcomes,
+            preprocess=prepared_at - started,
+            infer=inferred_at - prepared_at,
+            postprocess=clock() - inferred_at,
+            batch_size=sum(not isinstance(item, Rejected) for item in prepared),
+        )

@@ -1,0 +1,48 @@
+"""Error bodies: RFC 9457 problem details, the same map in both codecs."""
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from pydantic_core import to_json
+
+from .codecs import pack
+from .config import Codec
+
+# RFC 9110's names where Python's own differ, or changed between its versions.
+_TITLES = {
+    413: "Content Too Large",
+    414: "URI Too Long",
+    418: "I'm a Teapot",
+    422: "Unprocessable Content",
+}
+_TITLES = {status.value: status.phrase for status in HTTPStatus} | _TITLES
+
+
+def title_of(status: int) -> str:
+    """Return the reason phrase of a status, or that of its class."""
+    return _TITLES.get(status) or _TITLES[status // 100 * 100]
+
+
+def problem(status: int, detail: str, instance: str = "", **extra: Any) -> dict[str, Any]:
+    """Return a problem document.
+
+    Args:
+        status: The HTTP status, 400 to 599.
+        detail: One sentence for this occurrence; never another request's data.
+        instance: A URI reference that names the occurrence, as in the log.
+        extra: Further members, such as ``errors`` and ``error_count``.
+    """
+    document = {
+        "type": "about:blank",
+        "title": title_of(status),
+        "status": status,
+        "detail": detail,
+        "instance": instance,
+    }
+    return document | extra
+
+
+def encode_problem(document: Mapping[str, Any], codec: Codec) -> bytes:
+    """Return the bytes of a problem document."""
+    return to_json(document) if codec == "json" else pack(document)

@@ -1,0 +1,121 @@
+"""Between payload bytes and values that fit a schema, in both directions.
+
+Three rules: JSON goes through pydantic's own parser, straight from bytes; a value is validated
+before it is written; an error never repeats what the client sent.
+"""
+
+import inspect
+from typing import Any, Final
+
+from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
+
+from .codecs import deep_plain, pack, plain, unpack
+from .config import Codec
+from .errors import InvalidPayload, MalformedPayload, RegistrationError
+
+MAX_FIELD_ERRORS: Final = 20  # a list of 100,000 wrong numbers would become 18 MB of errors
+
+
+class Schema:
+    """One type that pydantic can validate: a model, a dataclass, a TypedDict, ``list[float]``.
+
+    Every method may be called from any thread.
+
+    Args:
+        annotation: The type.
+
+    Raises:
+        RegistrationError: pydantic cannot validate it.
+    """
+
+    def __init__(self, annotation: Any) -> None:
+        self.annotation = annotation
+        self.adapter: TypeAdapter[Any] = _adapter(annotation)
+        self._validator = self.adapter.validator
+        self._serializer = self.adapter.serializer
+        self._is_class = inspect.isclass(annotation)
+
+    def parse(self, payload: bytes, codec: Codec) -> Any:
+        """Return the item in a payload.
+
+        Raises:
+            MalformedPayload: The payload is not in that codec.
+            InvalidPayload: The value does not fit.
+            Exception: Whatever a validator of the user raises, apart from ``ValueError``.
+        """
+        try:
+            if codec == "json":
+                return self._validator.validate_json(payload)
+            return self._validator.validate_python(unpack(payload))
+        except ValidationError as exc:
+            raise _payload_error(exc) from exc
+
+    def parse_value(self, value: Any) -> Any:
+        """Return the item in a Python value, as ``parse`` does for bytes.
+
+        Raises:
+            InvalidPayload: The value does not fit.
+        """
+        try:
+            return self.validate(value)
+        except ValidationError as exc:
+            raise _payload_error(exc) from exc
+
+    def validate(self, value: Any) -> Any:
+        """Return ``value`` as the schema wants it: numpy, torch and look-alike objects included.
+
+        Raises:
+            ValidationError: It does not fit.
+        """
+        # A class that is the schema passes quickly; the rest may be dressed as something else.
+        if self._is_class and type(value) is self.annotation:
+            return self._validator.validate_python(value)
+        try:
+            return self._validator.validate_python(value, from_attributes=True)
+        except ValidationError:
+            simple = deep_plain(value)
+            if simple is value:
+                raise
+        return self._validator.validate_python(simple, from_attributes=True)
+
+    def render(self, value: Any, codec: Codec) -> bytes:
+        """Validate ``value`` and return its bytes; fields have the names of the API document.
+
+        Raises:
+            ValidationError: It does not fit.
+            Exception: It fits, but cannot be written, such as an integer of 65 bits in msgpack.
+        """
+        return self.encode(self.validate(value), codec)
+
+    def encode(self, value: Any, codec: Codec) -> bytes:
+        """Return the bytes of a value that was validated, by alias, as the API document says.
+
+        Raises:
+            Exception: The value was changed since, or the codec cannot say it.
+        """
+        if codec == "json":
+            return self._serializer.to_json(value, by_alias=True, warnings="error", fallback=plain)
+        return pack(self._serializer.to_python(value, by_alias=True, warnings="error"))
+
+
+def _adapter(annotation: Any) -> TypeAdapter[Any]:
+    try:
+        return TypeAdapter(annotation)
+    except (PydanticSchemaGenerationError, PydanticUserError) as exc:
+        raise RegistrationError(
+            f"pydantic cannot validate {annotation!r}: {str(exc).splitlines()[0]}"
+            " Use a BaseModel, a dataclass, a TypedDict or a builtin such as list[float]."
+        ) from exc
+
+
+def _payload_error(exc: ValidationError) -> MalformedPayload | InvalidPayload:
+    count = exc.error_count()
+    errors = exc.errors(include_url=False, include_context=False, include_input=False)
+    if count == 1 and errors[0]["type"] == "json_invalid" and not errors[0]["loc"]:
+        reason = errors[0]["msg"].removeprefix("Invalid JSON: ")
+        return MalformedPayload(f"the body is not valid JSON: {reason}")
+    shown = [
+        {"type": error["type"], "loc": list(error["loc"]), "msg": error["msg"]}
+        for error in errors[:MAX_FIELD_ERRORS]
+    ]
+    return InvalidPayload(shown, count)

@@ -1,0 +1,114 @@
+"""One worker process: set-up and warm-up, then batches from the wire into the pipeline."""
+
+import atexit
+import logging
+import os
+import socket
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from prometheus_client import multiprocess
+
+from .addresses import Address, UnixAddress
+from .codecs import sniff
+from .config import Codec, Config
+from .outcomes import Rejected
+from .problems import encode_problem, problem
+from .protocol import Batch, Results
+from .runtime import Runtime
+from .worker import Worker, connect_tcp, connect_unix, stop_on_signals
+
+if TYPE_CHECKING:
+    from .service import Service
+
+log = logging.getLogger(__name__)
+
+
+def run_worker(service: "Service", address: Address, config: Config | None = None) -> None:
+    """Set the service up, then serve batches until SIGTERM or SIGINT. In the main thread only.
+
+    Args:
+        service: What to run.
+        address: Where the batching service listens, now or later.
+        config: Settings, if others than the service's own.
+
+    Raises:
+        Exception: Set-up or warm-up failed; nothing was connected.
+    """
+    config = config or service.config
+    runtime = service.runtime
+    runtime.use_batch_function()
+    _warn_of_retries(service)
+    worker = Worker(
+        partial(answer, runtime),
+        connector(address),
+        address=str(address),
+        max_message=int(config.max_message),
+        secret=config.worker_secret.get_secret_value() if config.worker_secret else None,
+        on_connected=lambda is_ready: runtime.metrics.worker(address.protocol, is_ready=is_ready),
+    )
+    if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+        atexit.register(multiprocess.mark_process_dead, os.getpid())
+    runtime.startup.run()  # a signal kills until then: there is nothing to finish yet
+    with stop_on_signals(worker):
+        worker.run()
+
+
+def run_worker_unless_imported(service: "Service", address: Address) -> None:
+    """Run a worker, unless a command imports the file that asks for it, as ``app.run`` does."""
+    if os.environ.get("FLASK_RUN_FROM_CLI") == "true":
+        log.warning("ignoring a call that runs a worker: a command is loading this file")
+        return
+    run_worker(service, address)
+
+
+def connector(address: Address) -> Callable[[], socket.socket]:
+    """Return a function that makes a new connection to an address."""
+    if isinstance(address, UnixAddress):
+        return partial(connect_unix, address.path)
+    return partial(connect_tcp, address.host, address.port)
+
+
+def answer(runtime: Runtime, batch: Batch) -> Results:
+    """Return the results of a batch; a job that fails gets a problem document in its own codec."""
+    run = runtime.run(list(batch.payloads.values()))
+    payloads: dict[str, bytes] = {}
+    rejected: dict[str, Rejected] = {}
+    for job, outcome in zip(batch.payloads, run.outcomes, strict=True):
+        if isinstance(outcome, Rejected):
+            rejected[job] = outcome
+            payloads[job] = _error_body(runtime, job, batch.payloads[job], outcome)
+        else:
+            payloads[job] = outcome
+    seconds = run.preprocess + run.infer + run.postprocess
+    log.debug("%d job(s) in %.4f s, %d rejected", len(payloads), seconds, len(rejected))
+    if rejected:
+        _log_faults(rejected)
+    statuses = {job: one.status for job, one in rejected.items()}
+    return Results(payloads, statuses, infer=seconds)
+
+
+def _error_body(runtime: Runtime, job: str, payload: bytes, rejected: Rejected) -> bytes:
+    setting = runtime.service.config.codec
+    codec: Codec = sniff(payload) if setting == "auto" else setting
+    document = problem(rejected.status, rejected.detail, f"#{job}", **(rejected.extra or {}))
+    return encode_problem(document, codec)
+
+
+def _log_faults(rejected: dict[str, Rejected]) -> None:
+    """Log each exception once, with the ids of all the jobs that it cost."""
+    faults = [(job, one.exc) for job, one in rejected.items() if one.is_fault]
+    for exc in {id(exc): exc for _, exc in faults}.values():
+        jobs = [job for job, other in faults if other is exc]
+        log.error("job %s failed", ", ".join(jobs), exc_info=exc, extra={"job_id": jobs})
+
+
+def _warn_of_retries(service: "Service") -> None:
+    stage = service.stage("batch infer") or service.stage("infer")
+    if stage and not stage.options.retry:
+        log.warning(
+            "%s says retry=False: start the batching service with --no-retry,"
+            " or the jobs of a worker that dies are run again",
+            stage.where,
+        )
