@@ -1,0 +1,710 @@
+"""The wire protocol, without a socket."""
+
+import hashlib
+import hmac
+import random
+import re
+import uuid
+from typing import Any
+
+import msgpack
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from peers import Capture, pieces
+
+from ventu_lite.errors import ProtocolError
+from ventu_lite.protocol import (
+    JOB_OVERHEAD,
+    MESSAGE_OVERHEAD,
+    Batch,
+    BatchingConnection,
+    Bye,
+    Challenge,
+    Closed,
+    Event,
+    FrameDecoder,
+    Hello,
+    MessageTooLarge,
+    Ready,
+    Results,
+    State,
+    WorkerConnection,
+    encode_frame,
+    reject_largest,
+)
+
+LIMIT = 1 << 20
+NONCE = bytes(range(32))
+A, B, C = (letter * 36 for letter in "abc")
+BATCH = Batch({A: b"1", B: b"2"})
+RESULTS = Results({A: b"x", B: b"y"})
+
+
+class ConnectionPair:
+    """Both ends; what one sends, the other receives in pieces of any size."""
+
+    def __init__(self, secret: str | None = None, piece_size: int | None = None) -> None:
+        self.worker = WorkerConnection(max_message=LIMIT, secret=secret)
+        self.batching = BatchingConnection(max_message=LIMIT, secret=secret, challenge=NONCE)
+        self.piece_size = piece_size
+
+    def to_worker(self, data: bytes) -> list[Event]:
+        return receive(self.worker, data, self.piece_size)
+
+    def to_batching(self, data: bytes) -> list[Event]:
+        return receive(self.batching, data, self.piece_size)
+
+
+Connection = WorkerConnection | BatchingConnection
+
+# A busy machine is no fault of the code.
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+def receive(connection: Connection, data: bytes, piece_size: int | None = None) -> list[Event]:
+    return [e for piece in pieces(data, piece_size) for e in connection.receive_data(piece)]
+
+
+def idle_pair() -> ConnectionPair:
+    pair = ConnectionPair()
+    assert pair.to_batching(pair.worker.send_ready()) == [Ready()]
+    return pair
+
+
+def busy_pair() -> ConnectionPair:
+    pair = idle_pair()
+    assert pair.to_worker(pair.batching.send_batch(BATCH)) == [BATCH]
+    return pair
+
+
+def message(entries: Any) -> bytes:
+    return encode_frame(msgpack.packb(entries))
+
+
+def addition(**entries: Any) -> dict[str, bytes]:
+    return {"ventu_lite": msgpack.packb(entries)}
+
+
+def exactly(text: str) -> str:
+    return f"^{re.escape(text)}$"
+
+
+# Frames
+
+FRAMES = [b"", b"a", b"", b"bc" * 300, b"d"]
+STREAM = b"".join(map(encode_frame, FRAMES))
+
+
+@pytest.mark.parametrize("piece_size", [1, 2, 5, len(STREAM)])
+def test_frames_survive_any_chunking(piece_size: int) -> None:
+    """The decoder must not care where the network cut the stream."""
+    decoder = FrameDecoder(1000)
+    assert [b for piece in pieces(STREAM, piece_size) for b in decoder.feed(piece)] == FRAMES
+    decoder.feed_eof()
+
+
+@unhurried
+@given(st.lists(st.binary(max_size=40)), st.randoms(use_true_random=False))
+def test_frames_survive_random_cuts(bodies: list[bytes], rng: random.Random) -> None:
+    decoder = FrameDecoder(40)
+    stream = b"".join(map(encode_frame, bodies))
+    decoded = []
+    while stream:
+        size = rng.randint(1, len(stream))
+        decoded += decoder.feed(stream[:size])
+        stream = stream[size:]
+    assert decoded == bodies
+    assert not decoder.is_partial
+
+
+def test_a_frame_of_the_largest_size_passes() -> None:
+    assert FrameDecoder(8).feed(encode_frame(b"12345678")) == [b"12345678"]
+
+
+@pytest.mark.parametrize(
+    ("header", "text"),
+    [
+        pytest.param("00000009", "frame of 9 bytes, expected at most 8", id="too large"),
+        pytest.param("7fffffff", "frame of 2147483647 bytes, expected at most 8", id="largest"),
+        pytest.param("ffffffff", "frame of -1 bytes, expected at least 0", id="negative"),
+    ],
+)
+def test_a_bad_size_is_refused_by_its_header(header: str, text: str) -> None:
+    """No byte of the body has come yet, so none is ever held."""
+    with pytest.raises(ProtocolError, match=exactly(text)):
+        FrameDecoder(8).feed(bytes.fromhex(header))
+
+
+@pytest.mark.parametrize("size", [1, 4, 6])
+def test_the_stream_must_not_end_inside_a_frame(size: int) -> None:
+    decoder = FrameDecoder(8)
+    decoder.feed(encode_frame(b"abc")[:size])
+    assert decoder.is_partial
+    with pytest.raises(
+        ProtocolError, match=exactly(f"stream ends inside a frame, after {size} bytes")
+    ):
+        decoder.feed_eof()
+
+
+# Conversations that were really held
+
+
+@pytest.mark.parametrize("piece_size", [None, 1, 7])
+@pytest.mark.parametrize("name", ["json", "msgpack"])
+def test_the_worker_understands_kemingy_batching(name: str, piece_size: int | None) -> None:
+    capture = Capture.load(name)
+    worker = WorkerConnection(max_message=LIMIT)
+    assert worker.send_ready() == encode_frame(capture.ready)
+    for body in capture.batches:
+        (batch,) = receive(worker, encode_frame(body), piece_size)
+        assert batch == Batch(msgpack.unpackb(body))
+        worker.send_results(Results(batch.payloads))
+
+
+@pytest.mark.parametrize("piece_size", [None, 1, 7])
+@pytest.mark.parametrize("name", ["json", "msgpack"])
+def test_the_batching_side_understands_ventus_worker(name: str, piece_size: int | None) -> None:
+    capture = Capture.load(name)
+    batching = BatchingConnection(max_message=LIMIT)
+    assert receive(batching, encode_frame(capture.ready)) == [Ready()]
+    statuses = []
+    for batch, body in zip(capture.batches, capture.results, strict=True):
+        batching.send_batch(Batch(msgpack.unpackb(batch)))
+        (results,) = receive(batching, encode_frame(body), piece_size)
+        assert isinstance(results, Results)
+        assert results.missing == () and not results.bye and results.infer is None
+        statuses += [results.rejected.get(id, 200) for id in results.payloads]
+        assert all(type(payload) is bytes for payload in results.payloads.values())
+    assert sorted(statuses) == [200, 200, 200, 422, 422]
+
+
+@pytest.mark.parametrize("name", ["json", "msgpack"])
+@unhurried
+@given(rng=st.randoms(use_true_random=False))
+def test_captures_survive_random_cuts(name: str, rng: random.Random) -> None:
+    capture = Capture.load(name)
+    batching = BatchingConnection(max_message=LIMIT)
+    batching.receive_data(encode_frame(capture.ready))
+    batching.send_batch(Batch(msgpack.unpackb(capture.batches[-1])))
+    stream = encode_frame(capture.results[-1])
+    cuts = sorted(rng.choices(range(1, len(stream)), k=4))
+    ends = [0, *cuts, len(stream)]
+    parts = [stream[a:b] for a, b in zip(ends, ends[1:], strict=False) if a < b]
+    events = [event for part in parts for event in batching.receive_data(part)]
+    assert [type(event) for event in events] == [Results]
+
+
+# Bytes that the old programs depend on
+
+
+def test_a_batch_on_the_wire() -> None:
+    """Ids as str, payloads as bin: the shape that kemingy/batching sends."""
+    pair = idle_pair()
+    body = b"\x81\xd9\x24" + b"a" * 36 + b"\xc4\x02hi"
+    assert pair.batching.send_batch(Batch({A: b"hi"})) == encode_frame(body)
+
+
+def test_results_on_the_wire() -> None:
+    """Plain results carry nothing of our own; ``error_ids`` is a str, as from ventu's worker."""
+    plain, failed = busy_pair(), busy_pair()
+    assert plain.worker.send_results(RESULTS) == message({A: b"x", B: b"y"})
+    assert failed.worker.send_results(
+        Results(RESULTS.payloads, {B: 422, A: 404}, infer=0.5, bye=True)
+    ) == message(
+        {A: b"x", B: b"y", "error_ids": B + A} | addition(status={A: 404}, infer=0.5, bye=True)
+    )
+
+
+def test_the_overheads_bound_the_size_of_a_message() -> None:
+    for count, size in [(1, 0), (3, 255), (20, 70_000)]:
+        payloads = {str(uuid.uuid4()): bytes(size) for _ in range(count)}
+        frame = ready_connection().send_batch(Batch(payloads))
+        assert len(frame) - 4 <= MESSAGE_OVERHEAD + count * (JOB_OVERHEAD + size)
+
+
+def ready_connection() -> BatchingConnection:
+    connection = BatchingConnection(max_message=1 << 28)
+    connection.receive_data(bytes(4))
+    return connection
+
+
+# Round trips
+
+ids = st.uuids().map(str)
+statuses = st.integers(400, 599)
+
+
+@unhurried
+@given(st.dictionaries(ids, st.binary(max_size=300), min_size=1), st.integers(1, 50))
+def test_batches_round_trip(payloads: dict[str, bytes], piece_size: int) -> None:
+    pair = idle_pair()
+    pair.piece_size = piece_size
+    assert pair.to_worker(pair.batching.send_batch(Batch(payloads))) == [Batch(payloads)]
+
+
+@unhurried
+@given(
+    st.dictionaries(ids, st.tuples(st.binary(), st.none() | statuses), min_size=1),
+    st.none() | st.floats(0, 1e6),
+    st.booleans(),
+)
+def test_results_round_trip(
+    jobs: dict[str, tuple[bytes, int | None]], infer: float | None, bye: bool
+) -> None:
+    pair = idle_pair()
+    pair.to_worker(pair.batching.send_batch(Batch(dict.fromkeys(jobs, b""))))
+    results = Results(
+        {id: body for id, (body, _) in jobs.items()},
+        {id: status for id, (_, status) in jobs.items() if status is not None},
+        infer,
+        bye,
+    )
+    assert pair.to_batching(pair.worker.send_results(results)) == [results]
+
+
+@pytest.mark.parametrize("role", ["worker", "batching"])
+@pytest.mark.parametrize("secret", [None, "s"])
+@unhurried
+@given(data=st.binary(max_size=200), framed=st.booleans())
+def test_garbage_is_an_event_or_a_protocol_error(
+    role: str, secret: str | None, data: bytes, framed: bool
+) -> None:
+    """Whatever a peer sends, no other exception may reach the shell."""
+    for pair in (idle_pair(), busy_pair(), ConnectionPair(secret)):
+        try:
+            getattr(pair, role).receive_data(encode_frame(data) if framed else data)
+        except ProtocolError:
+            assert getattr(pair, role).state is State.FAILED
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.binary(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.binary(), inner),
+    max_leaves=8,
+)
+keys = st.sampled_from([A, B, C, "error_ids", "ventu_lite"])
+
+
+@unhurried
+@given(st.dictionaries(keys, values), st.dictionaries(st.sampled_from(["status", "bye"]), values))
+def test_any_map_is_an_event_or_a_protocol_error(entries: Any, additions: Any) -> None:
+    for data in (message(entries), message(entries | addition(**additions))):
+        for connection in (busy_pair().batching, idle_pair().worker):
+            try:
+                connection.receive_data(data)
+            except ProtocolError:
+                assert connection.state is State.FAILED
+
+
+# The order of messages
+
+
+def test_results_are_the_request_for_the_next_batch() -> None:
+    pair = busy_pair()
+    assert pair.to_batching(pair.worker.send_results(RESULTS)) == [RESULTS]
+    assert pair.to_worker(pair.batching.send_batch(BATCH)) == [BATCH]
+
+
+def test_a_bye_that_crossed_does_not_answer_the_batch() -> None:
+    pair = idle_pair()
+    bye, batch = pair.worker.send_bye(), pair.batching.send_batch(BATCH)
+    assert pair.to_batching(bye) == [Bye()]
+    assert pair.to_worker(batch) == [BATCH]
+    last = Results(RESULTS.payloads, bye=True)
+    assert pair.to_batching(pair.worker.send_results(last)) == [last]
+    assert pair.worker.state is pair.batching.state is State.LEFT
+    assert pair.batching.receive_data(b"") == [Closed()]
+
+
+@pytest.mark.parametrize("bye", [True, False])
+def test_no_batch_after_bye(bye: bool) -> None:
+    pair = busy_pair()
+    pair.to_batching(pair.worker.send_results(RESULTS))
+    pair.to_batching(pair.worker.send_bye())
+    with pytest.raises(
+        RuntimeError, match=exactly("batching service cannot send a batch in state 'left'")
+    ):
+        pair.batching.send_batch(BATCH)
+
+
+def test_no_batch_after_last_results() -> None:
+    pair = busy_pair()
+    pair.to_batching(pair.worker.send_results(Results(RESULTS.payloads, bye=True)))
+    assert repr(pair.batching) == "<BatchingConnection left, 0 jobs out>"
+    with pytest.raises(RuntimeError, match="cannot send a batch in state 'left'"):
+        pair.batching.send_batch(BATCH)
+
+
+@pytest.mark.parametrize(
+    ("pair", "data", "text"),
+    [
+        pytest.param(
+            busy_pair(), bytes(4), "batching service got ready in state 'busy'", id="ready, busy"
+        ),
+        pytest.param(
+            idle_pair(), bytes(4), "batching service got ready in state 'idle'", id="ready twice"
+        ),
+        pytest.param(
+            ConnectionPair(),
+            message({A: b""}),
+            "batching service got results in state 'opening'",
+            id="results first",
+        ),
+        pytest.param(
+            idle_pair(),
+            message({}),
+            "batching service got results in state 'idle'",
+            id="results without a batch",
+        ),
+        pytest.param(
+            ConnectionPair(),
+            message(addition(bye=True)),
+            "batching service got bye in state 'opening'",
+            id="bye before ready",
+        ),
+    ],
+)
+def test_the_batching_side_refuses(pair: ConnectionPair, data: bytes, text: str) -> None:
+    with pytest.raises(ProtocolError, match=exactly(text)):
+        pair.batching.receive_data(data)
+    with pytest.raises(ProtocolError, match="batching service has given this connection up"):
+        pair.batching.receive_data(b"")
+
+
+def test_a_second_batch_is_refused_while_one_is_out() -> None:
+    pair = busy_pair()
+    with pytest.raises(ProtocolError, match=exactly("worker got a batch in state 'busy'")):
+        pair.to_worker(message({C: b""}))
+
+
+@pytest.mark.parametrize(
+    ("send", "text"),
+    [
+        (lambda: idle_pair().worker.send_ready(), "worker cannot send ready in state 'asking'"),
+        (lambda: busy_pair().worker.send_bye(), "worker cannot send bye in state 'busy'"),
+        (
+            lambda: idle_pair().worker.send_results(RESULTS),
+            "worker cannot send results in state 'asking'",
+        ),
+        (
+            lambda: busy_pair().batching.send_batch(BATCH),
+            "batching service cannot send a batch in state 'busy'",
+        ),
+        (
+            lambda: idle_pair().batching.send_challenge(),
+            "batching service cannot send a challenge in state 'idle'",
+        ),
+    ],
+)
+def test_a_message_out_of_turn_is_the_callers_mistake(send: Any, text: str) -> None:
+    with pytest.raises(RuntimeError, match=exactly(text)):
+        send()
+
+
+# What a message may hold
+
+NOT_A_MAP = "message of {} bytes is not a msgpack map of byte strings"
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        pytest.param(b"", NOT_A_MAP.format(0), id="empty"),
+        pytest.param(b"{}", NOT_A_MAP.format(2), id="JSON"),
+        pytest.param(b"\x91\x01", NOT_A_MAP.format(2), id="array"),
+        pytest.param(b"\x80", "batch of 0 jobs, expected at least 1", id="no job"),
+        pytest.param(b"\x81\xa1a", NOT_A_MAP.format(3), id="cut off"),
+        pytest.param(b"\xde\x00", NOT_A_MAP.format(2), id="cut header"),
+        pytest.param(b"\x80\x80", NOT_A_MAP.format(2), id="two maps"),
+        pytest.param(b"\x81\xa1a\x01", NOT_A_MAP.format(4), id="integer"),
+        pytest.param(b"\x81\x01\xa1a", NOT_A_MAP.format(4), id="integer key"),
+        pytest.param(b"\x81\xa1a\x80", NOT_A_MAP.format(4), id="map in a map"),
+        pytest.param(b"\x82\xa1a\x80\xa1b\x80", NOT_A_MAP.format(7), id="maps in a map"),
+        pytest.param(b"\x81\xa1a" * 2000, NOT_A_MAP.format(6000), id="nested deep"),
+        pytest.param(b"\x81\xa1a\x91\x01", NOT_A_MAP.format(5), id="array in a map"),
+        pytest.param(b"\x81\xa1a\xd4\x01\x01", NOT_A_MAP.format(6), id="extension"),
+        pytest.param(b"\x81\xa1a\xc1", NOT_A_MAP.format(4), id="never used byte"),
+        pytest.param(
+            b"\xdf\xff\xff\xff\xff",
+            "map of 4294967295 entries, expected at most 65536",
+            id="too many",
+        ),
+        pytest.param(
+            b"\x82\xa1a\xa1x\xa1a\xa1y", "map of 2 entries, 1 of them repeated", id="repeated"
+        ),
+        pytest.param(b"\x81\xa1a\xa1x", "job id of 1 bytes, expected 36", id="short id"),
+        pytest.param(
+            b"\x81\xd9\x24" + b"\xff" * 36 + b"\xa0", "job id that is not ASCII", id="not ASCII"
+        ),
+        pytest.param(
+            msgpack.packb(addition(challenge=NONCE)),
+            "batching service asks for a secret, set VENTU_WORKER_SECRET",
+            id="challenge without a secret",
+        ),
+    ],
+)
+def test_the_worker_refuses_what_is_not_a_batch(body: bytes, text: str) -> None:
+    with pytest.raises(ProtocolError, match=exactly(text)):
+        idle_pair().worker.receive_data(encode_frame(body))
+
+
+def test_payloads_may_be_str_or_bin() -> None:
+    """The worker of ventu sends JSON as str; both come out as the bytes that they are."""
+    pair = busy_pair()
+    data = message({A.encode(): "é", B: b"\xff"})
+    assert pair.to_batching(data) == [Results({A: "é".encode(), B: b"\xff"})]
+
+
+def test_a_large_map_has_a_long_header() -> None:
+    payloads = {str(uuid.UUID(int=n)): b"" for n in range(65_536)}
+    connection = ready_connection()
+    worker = WorkerConnection(max_message=1 << 28)
+    worker.send_ready()
+    assert worker.receive_data(connection.send_batch(Batch(payloads))) == [Batch(payloads)]
+
+
+BOTH = {A: b"x", B: b"y"}
+
+
+@pytest.mark.parametrize(
+    ("entries", "text"),
+    [
+        pytest.param({C: b""}, "results of a job that is not in the batch", id="unknown"),
+        pytest.param({"x": b""}, "results of a job that is not in the batch", id="odd key"),
+        pytest.param(
+            BOTH | {C: b"", "d": b"", "e": b""}, "map of 5 entries, expected at most 4", id="many"
+        ),
+        pytest.param(
+            BOTH | {"error_ids": A[1:]},
+            "error_ids of 35 bytes, expected a multiple of 36",
+            id="cut error_ids",
+        ),
+        pytest.param(
+            BOTH | {"error_ids": A + A}, "error_ids of 2 jobs, only 1 different", id="twice"
+        ),
+        pytest.param(
+            BOTH | {"error_ids": C}, "error_ids of a job that has no error body", id="unknown error"
+        ),
+        pytest.param(
+            {A: b"", "error_ids": B}, "error_ids of a job that has no error body", id="no body"
+        ),
+        pytest.param(
+            {"error_ids": A} | addition(bye=True),
+            "error_ids of a job that has no error body",
+            id="bye with errors only",
+        ),
+        pytest.param(
+            BOTH | addition(status={A: 404}),
+            "status of a job that is not in error_ids",
+            id="status without error",
+        ),
+        *(
+            pytest.param(
+                BOTH | {"error_ids": A} | addition(status=status),
+                "status is not a map of integers from 400 to 599",
+                id=f"status {status}",
+            )
+            for status in ({A: 399}, {A: 600}, {A: "404"}, {A: 404.0}, {A: None}, 404, None)
+        ),
+        *(
+            pytest.param(
+                BOTH | addition(infer=infer),
+                "infer is not a number of seconds",
+                id=f"infer {infer!r}",
+            )
+            for infer in (-0.1, float("nan"), float("inf"), True, b"1")
+        ),
+        pytest.param(BOTH | addition(bye=1), "bye of type int, expected true or false", id="bye 1"),
+        pytest.param(
+            BOTH | {"ventu_lite": b"\x91\x01"}, "ventu_lite entry is not a map", id="array"
+        ),
+        pytest.param(
+            BOTH | {"ventu_lite": b"\x81"}, "ventu_lite entry is not msgpack", id="cut addition"
+        ),
+        pytest.param(
+            BOTH | {"ventu_lite": b"\x82\xa1a\x01\xa1a\x02"},
+            "ventu_lite entry with a repeated key",
+            id="repeated addition",
+        ),
+        pytest.param(
+            BOTH | {"ventu_lite": bytes(2000)},
+            "ventu_lite entry of 2000 bytes, expected at most 1152",
+            id="huge addition",
+        ),
+    ],
+)
+def test_the_batching_side_refuses_results(entries: Any, text: str) -> None:
+    with pytest.raises(ProtocolError, match=exactly(text)):
+        busy_pair().batching.receive_data(message(entries))
+
+
+def test_additions_of_the_future_are_ignored() -> None:
+    data = message(BOTH | addition(infer=1, new=[1, {"a": None}]))
+    assert busy_pair().to_batching(data) == [Results(BOTH, infer=1.0)]
+
+
+def test_jobs_that_were_left_out_are_named() -> None:
+    pair = busy_pair()
+    data = pair.worker.send_results(Results({B: b""}))
+    assert pair.to_batching(data) == [Results({B: b""}, missing=(A,))]
+    assert busy_pair().to_batching(message({})) == [Results({}, missing=(A, B))]
+
+
+@pytest.mark.parametrize(
+    ("results", "text"),
+    [
+        (Results({}, bye=True), "results of 0 jobs, expected at least 1"),
+        (Results({A: b"", C: b""}), "results of 1 jobs that are not in the batch"),
+        (Results({A: b""}, {B: 422}), "1 rejected jobs without an error body"),
+        (Results({A: b""}, {A: 200}), "status 200, expected an integer from 400 to 599"),
+        (Results({A: b""}, infer=-1.0), "infer -1.0, expected seconds"),
+    ],
+)
+def test_bad_results_are_the_callers_mistake(results: Results, text: str) -> None:
+    pair = busy_pair()
+    with pytest.raises(ValueError, match=exactly(text)):
+        pair.worker.send_results(results)
+    assert pair.to_batching(pair.worker.send_results(RESULTS)) == [RESULTS]
+
+
+@pytest.mark.parametrize(
+    ("payloads", "text"),
+    [
+        ({}, "batch of 0 jobs, expected 1 to 65536"),
+        ({"a": b""}, "job ids must be 36 ASCII characters"),
+        ({A: b"", "é" * 18: b""}, "job ids must be 36 ASCII characters"),
+    ],
+)
+def test_a_bad_batch_is_the_callers_mistake(payloads: dict[str, bytes], text: str) -> None:
+    pair = idle_pair()
+    with pytest.raises(ValueError, match=exactly(text)):
+        pair.batching.send_batch(Batch(payloads))
+    assert pair.to_worker(pair.batching.send_batch(BATCH)) == [BATCH]
+
+
+def test_a_message_that_the_peer_would_refuse_is_not_sent() -> None:
+    """The state stays, so that something smaller can be sent instead."""
+    pair = busy_pair()
+    text = "message of 1048661 bytes, expected at most 1048576"
+    with pytest.raises(MessageTooLarge, match=exactly(text)):
+        pair.worker.send_results(Results({A: bytes(LIMIT), B: b"y"}))
+    assert pair.to_batching(pair.worker.send_results(RESULTS)) == [RESULTS]
+
+
+def test_only_the_largest_results_are_rejected() -> None:
+    results = Results({A: bytes(600), B: bytes(900), C: b"c"}, {C: 404}, infer=1.0)
+    fitting = reject_largest(results, 2500)
+    assert fitting == Results({A: bytes(600), B: b"", C: b"c"}, {C: 404, B: 500}, infer=1.0)
+    assert reject_largest(results, 10_000) == results
+    assert set(reject_largest(results, 10).rejected.values()) == {500}
+
+
+# The secret
+
+
+@pytest.mark.parametrize("piece_size", [None, 1])
+def test_a_worker_with_the_secret_is_served(piece_size: int | None) -> None:
+    pair = ConnectionPair("s3cret", piece_size)
+    assert pair.to_batching(pair.worker.send_ready()) == [Hello()]
+    assert pair.to_worker(pair.batching.send_challenge()) == [Challenge(NONCE)]
+    proof = pair.worker.send_proof(Challenge(NONCE))
+    mac = hmac.digest(b"s3cret", NONCE, hashlib.sha256)
+    assert proof == message(addition(proof=mac))
+    assert pair.to_batching(proof) == [Ready()]
+    assert pair.to_worker(pair.batching.send_batch(BATCH)) == [BATCH]
+
+
+def challenged_pair() -> ConnectionPair:
+    pair = ConnectionPair("s3cret")
+    pair.to_batching(pair.worker.send_ready())
+    pair.to_worker(pair.batching.send_challenge())
+    return pair
+
+
+@pytest.mark.parametrize(
+    ("entries", "text"),
+    [
+        (addition(proof=bytes(32)), "worker does not know the secret"),
+        (addition(proof=1), "expected a proof and nothing else"),
+        (addition(bye=True), "expected a proof and nothing else"),
+        ({A: b""}, "expected a proof and nothing else"),
+        ({}, "expected a proof and nothing else"),
+        (BOTH, "map of 2 entries, expected at most 1"),
+    ],
+)
+def test_a_bad_proof_is_refused(entries: Any, text: str) -> None:
+    with pytest.raises(ProtocolError, match=exactly(text)):
+        challenged_pair().batching.receive_data(message(entries))
+
+
+def test_a_second_ready_is_no_proof() -> None:
+    with pytest.raises(ProtocolError, match=exactly(NOT_A_MAP.format(0))):
+        challenged_pair().batching.receive_data(bytes(4))
+
+
+def test_nobody_is_served_before_the_proof() -> None:
+    with pytest.raises(RuntimeError, match="cannot send a batch in state 'challenged'"):
+        challenged_pair().batching.send_batch(BATCH)
+
+
+@pytest.mark.parametrize(
+    ("entries", "text"),
+    [
+        (addition(challenge=b"short"), "challenge of 5 bytes, expected 32"),
+        (addition(other=b""), "expected a challenge and nothing else"),
+        (BOTH | addition(challenge=NONCE), "expected a challenge and nothing else"),
+    ],
+)
+def test_a_bad_challenge_is_refused(entries: Any, text: str) -> None:
+    pair = ConnectionPair("s3cret")
+    pair.worker.send_ready()
+    with pytest.raises(ProtocolError, match=exactly(text)):
+        pair.to_worker(message(entries))
+
+
+def test_a_challenge_comes_only_first() -> None:
+    pair = ConnectionPair("s3cret")
+    pair.worker.send_ready()
+    pair.to_worker(message({A: b""}))
+    with pytest.raises(ProtocolError, match=exactly("worker got a challenge in state 'busy'")):
+        pair.to_worker(message(addition(challenge=NONCE)))
+
+
+def test_a_challenge_may_cross_with_a_bye() -> None:
+    pair = ConnectionPair("s3cret")
+    pair.worker.send_ready()
+    pair.worker.send_bye()
+    assert pair.to_worker(message(addition(challenge=NONCE))) == [Challenge(NONCE)]
+    assert pair.worker.state is State.LEFT
+
+
+def test_a_worker_with_a_secret_serves_a_service_without() -> None:
+    worker = WorkerConnection(max_message=LIMIT, secret="s3cret")
+    worker.send_ready()
+    assert worker.receive_data(message({A: b""})) == [Batch({A: b""})]
+
+
+@pytest.mark.parametrize("challenge", [None, b"short"])
+def test_a_secret_needs_a_challenge(challenge: bytes | None) -> None:
+    text = "a secret needs a challenge of 32 random bytes"
+    with pytest.raises(ValueError, match=exactly(text)):
+        BatchingConnection(max_message=LIMIT, secret="s", challenge=challenge)
+
+
+# The end of the stream
+
+
+@pytest.mark.parametrize("pair", [ConnectionPair(), idle_pair(), busy_pair()])
+def test_the_stream_may_end_between_messages(pair: ConnectionPair) -> None:
+    for connection in (pair.worker, pair.batching):
+        assert connection.receive_data(b"") == [Closed()]
+        assert connection.state is State.CLOSED
+
+
+def test_the_stream_must_not_end_inside_a_message() -> None:
+    pair = idle_pair()
+    pair.worker.receive_data(b"\0\0")
+    assert pair.worker.is_partial
+    with pytest.raises(ProtocolError, match="stream ends inside a frame, after 2 bytes"):
+        pair.worker.receive_data(b"")
