@@ -262,7 +262,7 @@ class QueueMachine(RuleBasedStateMachine):
             assert self.both_since is not None
             due_at = self.queue.due_at(self.now)
             assert due_at is not None
-            assert self.now < due_at <= self.both_since + self.max_wait
+            assert self.now < due_at == self.both_since + self.max_wait
         else:
             assert self.queue.due_at(self.now) is None
 
@@ -303,7 +303,11 @@ class QueueMachine(RuleBasedStateMachine):
             assert is_cut
         is_cut = is_cut or self.counted_size(ids) + 43 > self.max_message
         assert (batch.reason == "full") == is_cut
-        assert batch.reason != "wait" or self.max_wait
+        if batch.reason == "wait":
+            assert self.both_since is not None
+            assert self.max_wait and self.now >= self.both_since + self.max_wait
+        elif batch.reason == "idle":
+            assert self.draining or not self.max_wait
 
     def message_size(self, ids: list[str]) -> int:
         return len(msgpack.packb({id: self.payloads[id] for id in ids}))
