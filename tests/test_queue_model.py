@@ -1,0 +1,370 @@
+"""Any order of events, against a model that knows the rules and nothing of how they are kept."""
+
+import math
+from typing import Any
+
+import msgpack
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from ventu_lite.batching.policy import FixedWait
+from ventu_lite.batching.queue import EXPIRED, WORKER_DIED, Batch, Job, Queue
+from ventu_lite.errors import ProtocolError, QueueFull, Unavailable
+
+WORKERS = st.sampled_from(["ann", "bob", "cyd", "dan"])
+TIMEOUTS = [1.0, 1.0, 1.0, 0.3, 0.05, 0.01]  # mostly in order
+
+#: One rule with these weights: of many rules, Hypothesis leaves out most in each run.
+EVENTS = [
+    *["add", "connect", "answer", "sleep"] * 3,
+    *["take", "pass_time"] * 2,
+    *["die", "answer_in_part", "answer_for_another", "ready_twice", "retire"],
+    *["abandon", "expire", "drain"],
+]
+
+
+class QueueMachine(RuleBasedStateMachine):
+    """A shell without sockets: it does what the queue's docstring asks for, at random moments."""
+
+    @initialize(
+        max_batch_size=st.sampled_from([8, 8, 5, 4, 3, 1]),
+        capacity=st.sampled_from([20, 20, 9, 5, 1]),
+        max_message=st.sampled_from([10_000, 10_000, 300, 100]),
+        max_wait=st.sampled_from([0.01, 0.05, 0.05, 0.0]),
+        batch_timeout=st.sampled_from([None, 0.3, 0.03]),
+        retry=st.sampled_from([True, True, False]),
+    )
+    def start(
+        self,
+        max_batch_size: int,
+        capacity: int,
+        max_message: int,
+        max_wait: float,
+        batch_timeout: float | None,
+        retry: bool,
+    ) -> None:
+        self.queue: Queue[str] = Queue(
+            FixedWait(max_wait),
+            max_batch_size=max_batch_size,
+            capacity=capacity,
+            max_message=max_message,
+            batch_timeout=batch_timeout,
+            retry=retry,
+        )
+        self.max_batch_size, self.capacity, self.max_message = max_batch_size, capacity, max_message
+        self.max_wait, self.batch_timeout, self.retry = max_wait, batch_timeout, retry
+        self.now = 100.0
+        self.draining = False
+        self.payloads: dict[str, bytes] = {}
+        self.open: dict[str, Job] = {}  # not done, by age
+        self.closed: list[Job] = []
+        self.idle: set[str] = set()
+        self.retired: set[str] = set()
+        self.out: dict[str, Batch[str]] = {}
+        self.families: dict[str, tuple[int, int]] = {}  # a retried job's death and batch size
+        self.deaths = 0
+        self.deaths_alone: dict[str, int] = {}
+        self.doomed: set[str] = set()  # must be told "worker died" at once
+        self.both_since: float | None = None
+        self.fresh_before: set[str] = set()
+
+    # What is true of the model
+
+    def held(self) -> set[str]:
+        return {id for batch in self.out.values() for id in batch.jobs}
+
+    def waiting(self) -> list[str]:
+        held = self.held()
+        return [id for id in self.open if id not in held]
+
+    def fresh(self) -> list[str]:
+        return [id for id in self.waiting() if id not in self.families]
+
+    def note(self) -> None:
+        """Collect what is finished, then note since when a worker is idle while a job waits."""
+        for job, outcome in self.queue.finished():
+            self.note_outcome(job, outcome)
+        assert not self.doomed
+        fresh = set(self.fresh())
+        if not self.idle or not fresh:
+            self.both_since = None
+        elif self.both_since is None or not fresh & self.fresh_before:
+            self.both_since = self.now
+        self.fresh_before = fresh
+
+    def note_outcome(self, job: Job, outcome: object) -> None:
+        assert self.open.pop(job.id) is job, "finished twice, or after it was abandoned"
+        self.closed.append(job)
+        if outcome is EXPIRED:
+            assert job.deadline <= self.now
+            self.doomed.discard(job.id)
+        elif outcome is WORKER_DIED:
+            self.doomed.remove(job.id)
+        else:
+            assert outcome == ("result of", job.id)
+
+    def note_death(self, batch: Batch[str], ids: set[str]) -> None:
+        """Note that these jobs of a batch have met the death of their worker."""
+        self.deaths += 1
+        for id in ids & self.open.keys():
+            if batch.size == 1:
+                self.deaths_alone[id] = self.deaths_alone.get(id, 0) + 1
+            if not self.retry or self.deaths_alone.get(id) == 2:
+                self.doomed.add(id)
+            self.families[id] = (self.deaths, batch.size)
+
+    # Events
+
+    @rule(event=st.sampled_from(EVENTS), data=st.data())
+    def happen(self, event: str, data: st.DataObject) -> None:
+        getattr(self, event)(data)
+
+    def add(self, data: st.DataObject) -> None:
+        for size in data.draw(st.lists(st.integers(0, 30), min_size=1, max_size=6)):
+            self.add_one(size, data.draw(st.sampled_from(TIMEOUTS)))
+
+    def add_one(self, size: int, timeout: float) -> None:
+        payload = bytes(size)
+        id = f"{len(self.payloads):036d}"
+        job = Job(id, payload, size, self.now, self.now + timeout)
+        self.payloads[id] = payload
+        alive = [id for id in self.fresh() if self.open[id].deadline > self.now]
+        if self.draining:
+            with pytest.raises(Unavailable, match="shutting down"):
+                self.queue.add(job)
+        elif len(alive) >= self.capacity:
+            with pytest.raises(QueueFull) as caught:
+                self.queue.add(job)
+            assert 1 <= (caught.value.retry_after or 0) <= 60
+        else:
+            self.queue.add(job)
+            self.open[id] = job
+        self.note()
+
+    def connect(self, data: st.DataObject) -> None:
+        worker = data.draw(WORKERS)
+        if worker not in self.out:
+            self.ready(worker)
+
+    def ready(self, worker: str) -> None:
+        self.queue.ready(worker, self.now)
+        self.idle.add(worker)
+        self.note()
+
+    def ready_twice(self, data: st.DataObject) -> None:
+        for worker in self.draw_busy(data):
+            with pytest.raises(ProtocolError, match="ready while a batch is out"):
+                self.queue.ready(worker, self.now)
+            self.lose(worker)
+
+    def answer(self, data: st.DataObject) -> None:
+        for worker in self.draw_busy(data):
+            self.accept(worker, set(self.out[worker].jobs))
+
+    def answer_in_part(self, data: st.DataObject) -> None:
+        for worker in self.draw_busy(data):
+            ids = sorted(self.out[worker].jobs)
+            self.accept(worker, data.draw(st.sets(st.sampled_from(ids))))
+
+    def draw_busy(self, data: st.DataObject) -> list[str]:
+        """Return a worker with a batch, if there is one."""
+        return [data.draw(st.sampled_from(sorted(self.out)))] if self.out else []
+
+    def accept(self, worker: str, ids: set[str]) -> None:
+        batch = self.out.pop(worker)
+        assert self.queue.accept(worker, {id: ("result of", id) for id in ids}, self.now) is batch
+        self.note_death(batch, set(batch.jobs) - ids)
+        if worker in self.retired:
+            self.retired.remove(worker)
+        else:
+            self.idle.add(worker)
+        self.note()
+
+    def answer_for_another(self, data: st.DataObject) -> None:
+        """Neither an id that was never there nor one of another worker is accepted."""
+        worker = data.draw(WORKERS)
+        own = sorted(self.out[worker].jobs) if worker in self.out else []
+        foreign = sorted(set(self.payloads) - set(own)) + ["unknown"]
+        results = dict.fromkeys([*own, data.draw(st.sampled_from(foreign))], "wrong")
+        with pytest.raises(ProtocolError):
+            self.queue.accept(worker, results, self.now)
+        self.lose(worker)
+
+    def die(self, data: st.DataObject) -> None:
+        self.lose(data.draw(WORKERS))
+
+    def lose(self, worker: str) -> None:
+        batch = self.out.pop(worker, None)
+        self.idle.discard(worker)
+        self.retired.discard(worker)
+        self.queue.lose(worker, self.now)
+        if batch is not None:
+            self.note_death(batch, set(batch.jobs))
+        self.note()
+
+    def retire(self, data: st.DataObject) -> None:
+        worker = data.draw(WORKERS)
+        self.queue.retire(worker)
+        self.idle.discard(worker)
+        if worker in self.out:
+            self.retired.add(worker)
+        self.note()
+
+    def abandon(self, data: st.DataObject) -> None:
+        jobs = [*self.open.values(), *self.closed]
+        if not jobs:
+            return
+        job = data.draw(st.sampled_from(jobs))
+        assert self.queue.abandon(job) is (job.id in self.open)
+        if self.open.pop(job.id, None):
+            self.closed.append(job)
+        self.note()
+
+    def pass_time(self, data: st.DataObject) -> None:
+        self.now += data.draw(st.sampled_from([0.001, 0.02, 0.2]))
+
+    def sleep(self, data: st.DataObject) -> None:
+        """Sleep until the queue wants to be woken, then do what a timer does."""
+        wake_at = self.queue.wake_at(self.now)
+        if wake_at is None:
+            return
+        self.now = max(self.now, wake_at)
+        for worker in self.queue.overdue(self.now):
+            assert self.batch_timeout is not None
+            assert self.out[worker].released_at + self.batch_timeout <= self.now
+            self.lose(worker)
+        self.queue.expire(self.now)
+        self.note()
+        self.take(data)
+        wake_at = self.queue.wake_at(self.now)
+        assert wake_at is None or wake_at > self.now, "the timer would spin"
+
+    def expire(self, data: st.DataObject) -> None:
+        self.queue.expire(self.now)
+        self.note()
+        assert all(job.deadline > self.now for job in self.open.values())
+
+    def drain(self, data: st.DataObject) -> None:
+        if len(self.payloads) > 50:
+            self.queue.drain()
+            self.draining = True
+
+    def take(self, data: st.DataObject | None = None) -> None:
+        while batch := self.queue.take(self.now):
+            self.check_batch(batch)
+            self.out[batch.worker] = batch
+            self.idle.remove(batch.worker)
+            self.note()
+        self.note()
+        if self.idle and self.waiting():
+            assert self.both_since is not None
+            due_at = self.queue.due_at(self.now)
+            assert due_at is not None
+            assert self.now < due_at == self.both_since + self.max_wait
+        else:
+            assert self.queue.due_at(self.now) is None
+
+    # What is true of a batch
+
+    def check_batch(self, batch: Batch[str]) -> None:
+        ids = list(batch.jobs)
+        self.queue_finished_before_batch()
+        assert batch.worker in self.idle
+        assert set(ids) <= set(self.waiting()), "sent twice, or after its end"
+        assert all(job.deadline > self.now for job in batch.jobs.values())
+        assert 1 <= len(ids) == batch.size <= self.max_batch_size
+        assert self.message_size(ids) <= self.max_message
+        retried = [id for id in self.waiting() if id in self.families]
+        if retried:
+            self.check_part(ids)
+        else:
+            self.check_fresh(batch, ids)
+
+    def queue_finished_before_batch(self) -> None:
+        """Learn which jobs expired while the queue formed the batch."""
+        for job, outcome in self.queue.finished():
+            assert outcome is EXPIRED
+            self.note_outcome(job, outcome)
+
+    def check_part(self, ids: list[str]) -> None:
+        """Jobs of one dead worker, nobody else, at most half as many."""
+        ((_, size),) = {self.families.get(id, (0, 0)) for id in ids}
+        assert len(ids) <= math.ceil(size / 2)
+
+    def check_fresh(self, batch: Batch[str], ids: list[str]) -> None:
+        """The oldest jobs, as many as fit; and the reason is true."""
+        waiting = self.fresh()
+        assert ids == waiting[: len(ids)]
+        is_cut = len(ids) == min(self.max_batch_size, self.capacity)
+        if len(ids) < len(waiting):
+            is_cut = is_cut or self.counted_size(waiting[: len(ids) + 1]) > self.max_message
+            assert is_cut
+        is_cut = is_cut or self.counted_size(ids) + 43 > self.max_message
+        assert (batch.reason == "full") == is_cut
+        if batch.reason == "wait":
+            assert self.both_since is not None
+            assert self.max_wait and self.now >= self.both_since + self.max_wait
+        elif batch.reason == "idle":
+            assert self.draining or not self.max_wait
+
+    def message_size(self, ids: list[str]) -> int:
+        return len(msgpack.packb({id: self.payloads[id] for id in ids}))
+
+    def counted_size(self, ids: list[str]) -> int:
+        return 5 + sum(43 + len(self.payloads[id]) for id in ids)
+
+    # What is always true
+
+    @invariant()
+    def counts_agree(self) -> None:
+        assert self.queue.waiting == len(self.waiting())
+        assert self.queue.is_empty == (not self.open)
+        deadlines = [job.deadline for job in self.open.values()]
+        assert self.queue.next_deadline() == min(deadlines, default=None)
+
+    def teardown(self) -> None:
+        """No job is lost: whatever happened, honest workers bring the queue to its end."""
+        self.queue.drain()
+        self.draining = True
+        for _ in range(4 * len(self.open) + 8):
+            for worker in sorted(self.out):
+                self.accept(worker, set(self.out[worker].jobs))
+            if "eve" not in self.out:
+                self.ready("eve")
+            self.take()
+        assert self.queue.is_empty
+
+
+TestQueue = QueueMachine.TestCase
+TestQueue.settings = settings(max_examples=300, stateful_step_count=60, deadline=None)
+
+
+@given(data=st.data(), size=st.integers(1, 70), leave_out=st.booleans())
+def test_poison_stands_alone(data: st.DataObject, size: int, leave_out: bool) -> None:
+    """A job that kills every worker fails alone, after few deaths; its companions are answered."""
+    poison = f"{data.draw(st.integers(0, size - 1)):036d}"
+    queue: Queue[int] = Queue(FixedWait(0), max_batch_size=size, capacity=size, max_message=2**20)
+    for n in range(size):
+        queue.add(Job(f"{n:036d}", b"", 0, 0.0, 1.0))
+    outcomes: dict[str, Any] = {}
+    worker = deaths = 0
+    queue.ready(worker, 0.0)
+    while batch := queue.take(0.0):
+        if poison not in batch.jobs:
+            queue.accept(worker, {id: "answered" for id in batch.jobs}, 0.0)
+        elif leave_out:
+            deaths += 1
+            queue.accept(worker, {id: "answered" for id in batch.jobs if id != poison}, 0.0)
+        else:
+            deaths += 1
+            queue.lose(worker, 0.0)
+            worker += 1
+            queue.ready(worker, 0.0)
+        outcomes.update((job.id, outcome) for job, outcome in queue.finished())
+
+    assert deaths <= math.log2(size) + 3
+    assert outcomes.pop(poison) is WORKER_DIED
+    assert list(outcomes.values()) == ["answered"] * (size - 1)
+    assert queue.is_empty

@@ -1,0 +1,1 @@
+"""Batching: which jobs go together, when, and to which worker."""

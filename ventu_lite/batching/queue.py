@@ -1,0 +1,317 @@
+"""The queue between requests and workers: batches, deadlines, retries.
+
+No I/O, no clock, no threads: the caller owns sockets, timers and locks, and passes ``now``, seconds
+of a monotonic clock. After each event, or once for several events of one moment, it calls::
+
+    while batch := queue.take(now):
+        send(batch)                               # to batch.worker
+    for job, outcome in queue.finished():
+        answer(job, outcome)
+    set_timer(queue.wake_at(now))                 # None: no timer
+
+and when that timer fires, before this::
+
+    for worker in queue.overdue(now):
+        cut_off(worker)
+        queue.lose(worker, now)
+    queue.expire(now)
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final, Generic
+
+from ventu_lite.batching.jobs import (
+    EXPIRED,
+    JOB_OVERHEAD,
+    WORKER_DIED,
+    Deadlines,
+    Failure,
+    Job,
+    JobTooLarge,
+    Lane,
+    Parts,
+)
+from ventu_lite.batching.policy import Policy
+from ventu_lite.batching.workers import Batch, DrainRate, Reason, W, Workers
+from ventu_lite.errors import QueueFull, Unavailable
+
+__all__ = ["EXPIRED", "WORKER_DIED", "Batch", "Failure", "Job", "JobTooLarge", "Queue", "Reason"]
+
+#: The header of a msgpack map with more than 65,535 entries.
+_MESSAGE_OVERHEAD: Final = 5
+
+
+class Queue(Generic[W]):
+    """The jobs of one service and the workers that share them. Not safe for threads.
+
+    A worker is whatever hashable object the caller chooses. It is idle from ``ready`` until
+    ``take`` gives it a batch, then busy until ``accept`` or ``lose``. A batch goes to the worker
+    that has been idle longest, so a job that a worker left out goes to another one if it can.
+
+    A job that was added is finished exactly once: ``finished`` reports it with its outcome (the
+    worker's result, or a ``Failure``), unless ``abandon`` was called first.
+
+    Args:
+        policy: When to release a batch that is not full.
+        max_batch_size: Jobs in a batch.
+        capacity: Jobs that may wait. Jobs that are tried again do not count.
+        max_message: Bytes of a message to a worker; ids and headers are counted with it.
+        batch_timeout: Seconds after which ``overdue`` reports a worker; None for never.
+        retry: Whether the jobs of a worker that died are tried again.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        max_batch_size: int,
+        capacity: int,
+        max_message: int,
+        batch_timeout: float | None = None,
+        retry: bool = True,
+    ) -> None:
+        self._policy = policy
+        self._capacity = capacity
+        self._most_bytes = max_message - _MESSAGE_OVERHEAD
+        self._batch_timeout = batch_timeout
+        self._retry = retry
+        # With a smaller capacity a batch is full when nobody else may come.
+        self._lane = Lane(min(max_batch_size, capacity), self._most_bytes)
+        self._parts = Parts()
+        self._deadlines = Deadlines()
+        self._workers: Workers[W] = Workers()
+        self._rate = DrainRate()
+        self._finished: list[tuple[Job, Any]] = []
+        self._is_draining = False
+
+    def add(self, job: Job) -> None:
+        """Let a new job wait, from ``job.queued_at`` on.
+
+        Raises:
+            Unavailable: The queue is draining.
+            JobTooLarge: It fits into no message.
+            QueueFull: As many jobs wait as may; ``retry_after`` says for how long.
+        """
+        assert job.state == "new", f"job {job.id} was added before"
+        self._check_place(job)
+        job.state = "waiting"
+        self._lane.append(job)
+        self._deadlines.add(job)
+        self._policy.job_arrived(job.queued_at)
+
+    def abandon(self, job: Job) -> bool:
+        """Forget a job whose client has gone; return False if nobody waited for it any more.
+
+        From now on it takes no place. If it is out at a worker, its result will be dropped.
+        """
+        if job.state not in ("waiting", "out"):
+            return False
+        self._end(job)
+        self._deadlines.leave(1)
+        return True
+
+    def expire(self, now: float) -> None:
+        """Finish the jobs whose deadline has come, wherever they are, with ``EXPIRED``."""
+        self._fail(self._deadlines.due(now), EXPIRED)
+
+    def finished(self) -> list[tuple[Job, Any]]:
+        """Return the jobs finished since the last call, each with its result or ``Failure``."""
+        finished, self._finished = self._finished, []
+        return finished
+
+    def ready(self, worker: W, now: float) -> None:
+        """Take note that a worker wants a batch; that is also how a new worker joins.
+
+        Raises:
+            ProtocolError: It has one already. Close its connection and call ``lose``.
+        """
+        self._workers.ready(worker, now)
+
+    def take(self, now: float) -> Batch[W] | None:
+        """Return the next batch and the worker that gets it, None while it is better to wait.
+
+        Read its payloads before any other call: a job that expires or is abandoned loses its own.
+        """
+        if not self._workers.idle:
+            return None
+        self.expire(now)
+        due_at = self.due_at(now)
+        if due_at is None or now < due_at:
+            return None
+        if self._parts.count:
+            jobs, is_last_try = self._parts.take()
+            return self._release(jobs, "full", now, is_last_try=is_last_try)
+        reason = self._reason(now)
+        jobs = self._lane.take()
+        return self._release(jobs, reason, now, is_last_try=False)
+
+    def accept(self, worker: W, results: Mapping[str, Any], now: float) -> Batch[W]:
+        """Finish jobs with the results of a worker, which then is idle again; return its batch.
+
+        Results of jobs that are done already are dropped. A job without a result counts as if its
+        worker had died.
+
+        Args:
+            worker: Who sent them.
+            results: One entry per job, by id. The values become outcomes; the queue does not look.
+            now: When they came.
+
+        Raises:
+            ProtocolError: The worker has no batch, or not one with these ids. Nothing has changed.
+                Close its connection and call ``lose``.
+        """
+        batch = self._workers.batch_for(worker, results)
+        answered = self._answer(batch, results)
+        if len(results) < batch.size:
+            self._try_again(batch, now)
+        seconds = now - batch.released_at
+        self._rate.add(answered, seconds)
+        self._policy.batch_finished(batch.size, seconds, now)
+        self._workers.finish(batch, now)
+        return batch
+
+    def retire(self, worker: W) -> None:
+        """Take note that a worker wants no further batch. It still answers the one that it has."""
+        self._workers.retire(worker)
+
+    def lose(self, worker: W, now: float) -> None:
+        """Take out a worker that died, left or was cut off. The jobs of its batch are tried again.
+
+        They travel in two halves, each without other jobs and before all others. A job that was
+        alone is tried once more. Without ``retry``, or after that last try, the outcome is
+        ``WORKER_DIED``.
+        """
+        batch = self._workers.remove(worker)
+        if batch is not None:
+            self._rate.add(0, now - batch.released_at)
+            self._try_again(batch, now)
+
+    def due_at(self, now: float) -> float | None:
+        """Return when ``take`` will have a batch if nothing happens before, None for never."""
+        lane, workers = self._lane, self._workers
+        if not workers.idle or not (lane.count or self._parts.count):
+            return None
+        if self._parts.count or self._is_draining or lane.is_full:
+            return now
+        since = self._since()
+        due_at = self._policy.due_at(
+            now,
+            since=since,
+            waiting=lane.count,
+            room=lane.room,
+            idle=len(workers.idle),
+            busy=workers.busy.values(),
+        )
+        return min(due_at, since + self._policy.max_wait)
+
+    def next_deadline(self) -> float | None:
+        """Return when ``expire`` will have something to do, None for never."""
+        return self._deadlines.next()
+
+    def next_cutoff(self) -> float | None:
+        """Return when ``overdue`` will report a worker, None for never."""
+        oldest = self._workers.oldest_release()
+        if self._batch_timeout is None or oldest is None:
+            return None
+        return oldest + self._batch_timeout
+
+    def wake_at(self, now: float) -> float | None:
+        """Return the earliest of ``due_at``, ``next_deadline`` and ``next_cutoff``."""
+        times = (self.due_at(now), self.next_deadline(), self.next_cutoff())
+        return min((time for time in times if time is not None), default=None)
+
+    def overdue(self, now: float) -> list[W]:
+        """Return the workers that hold a batch for too long. The caller has to ``lose`` them."""
+        if self._batch_timeout is None:
+            return []
+        limit, busy = self._batch_timeout, self._workers.busy
+        return [worker for worker, batch in busy.items() if batch.released_at + limit <= now]
+
+    def drain(self) -> None:
+        """Take no new jobs and wait for no company; done when ``is_empty``."""
+        self._is_draining = True
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether every job is done."""
+        return not self._deadlines.count
+
+    @property
+    def waiting(self) -> int:
+        """The number of waiting jobs, those that are tried again included."""
+        return self._lane.count + self._parts.count
+
+    def _check_place(self, job: Job) -> None:
+        if self._is_draining:
+            raise Unavailable("the service is shutting down", retry_after=self._retry_after())
+        most = self._most_bytes - JOB_OVERHEAD
+        if job.size > most:
+            raise JobTooLarge(f"payload of {job.size} bytes, expected at most {most}")
+        if self._lane.count >= self._capacity:
+            self.expire(job.queued_at)
+        if self._lane.count >= self._capacity:
+            raise QueueFull(f"{self._capacity} jobs wait already", retry_after=self._retry_after())
+
+    def _retry_after(self) -> float:
+        """Return how long the workers of this moment, or one, take for the jobs that wait."""
+        return self._rate.seconds_for(self.waiting, workers=max(1, len(self._workers)))
+
+    def _since(self) -> float:
+        """Return since when a worker has been idle while a job waited, if both are there now."""
+        return max(self._lane.since, self._workers.idle_since)
+
+    def _reason(self, now: float) -> Reason:
+        """Return why the lane's next batch, which is due, is released."""
+        if self._lane.is_full:
+            return "full"
+        max_wait = self._policy.max_wait
+        return "wait" if max_wait and now >= self._since() + max_wait else "idle"
+
+    def _release(
+        self, jobs: list[Job], reason: Reason, now: float, *, is_last_try: bool
+    ) -> Batch[W]:
+        self._policy.batch_released(len(jobs), now)
+        return self._workers.give(jobs, reason, now, is_last_try=is_last_try)
+
+    def _answer(self, batch: Batch[W], results: Mapping[str, Any]) -> int:
+        """Finish the jobs that are still out; return how many."""
+        jobs, finished = batch.jobs, self._finished
+        before = len(finished)
+        for id, result in results.items():
+            job = jobs[id]
+            if job.state == "out":
+                job.state = "done"
+                job.payload = None
+                finished.append((job, result))
+        answered = len(finished) - before
+        self._deadlines.leave(answered)
+        return answered
+
+    def _try_again(self, batch: Batch[W], now: float) -> None:
+        """Put the jobs that are still out to the front, or fail them."""
+        self.expire(now)
+        jobs = [job for job in batch.jobs.values() if job.state == "out"]
+        if not self._retry or batch.is_last_try:
+            self._fail(jobs, WORKER_DIED)
+            return
+        for job in jobs:
+            job.state = "waiting"
+        self._parts.put(jobs, is_last_try=batch.size == 1)
+
+    def _fail(self, jobs: list[Job], failure: Failure) -> None:
+        for job in jobs:
+            self._end(job)
+            self._finished.append((job, failure))
+        if jobs:
+            self._deadlines.leave(len(jobs))
+
+    def _end(self, job: Job) -> None:
+        """Make a job done and clear its place among the waiting; deadlines are the caller's."""
+        was_waiting, job.state = job.state == "waiting", "done"
+        job.payload = None
+        if not was_waiting:
+            return
+        if job.attempts:
+            self._parts.leave()
+        else:
+            self._lane.leave(job)
