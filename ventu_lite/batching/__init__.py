@@ -1,0 +1,1 @@
+"""The batching service: takes HTTP, forms batches, hands them to workers."""
