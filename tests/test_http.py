@@ -158,7 +158,11 @@ async def visit(scenario: Scenario, handler: Callable[[Request], None], options:
         await server.drain()
         await listener.wait_closed()
     assert server.held == 0
-    assert server._sweeping is None
+    assert not is_ticking(server)
+
+
+def is_ticking(server: HttpServer) -> bool:
+    return server._sweeping is not None
 
 
 @pytest.fixture(params=LOOPS)
@@ -223,6 +227,7 @@ def test_pipelined_requests_of_every_kind_are_answered_in_order(
         pytest.param(b"OPTIONS * HTTP/1.1\r\n" + H + b"\r\n", "OPTIONS *", id="asterisk"),
         pytest.param(b"OPTIONS http://b HTTP/1.1\r\n" + H + b"\r\n", "OPTIONS *", id="absolute-*"),
         pytest.param(b"\r\n" + GET, "GET /a", id="leading-line-break"),
+        pytest.param(b"\r\n" * 100 + GET, "GET /a", id="leading-line-breaks"),
         pytest.param(b"GET / HTTP/1.1\r\nHost:\r\n\r\n", "GET /", id="empty-host"),
         pytest.param(b"GET / HTTP/1.1\r\nhOST:\t [::1]:80 \r\n\r\n", "GET /", id="ipv6-host"),
         pytest.param(post(b"", b"X: \xff\x80 \t y"), "POST /inference", id="obs-text"),
@@ -818,7 +823,7 @@ def test_dripping_a_head_gains_no_time(play: Play) -> None:
 
 
 def test_a_body_that_comes_steadily_gets_more_time(play: Play) -> None:
-    """Every 1,000 bytes are worth a second here, so that the body may take longer than body_time."""
+    """Every 1,000 bytes are worth a second here, so the body may take longer than body_time."""
 
     async def scenario(site: Site) -> None:
         client = await site.connect()
@@ -848,16 +853,15 @@ def test_nobody_is_hurried_while_the_answer_is_being_made(play: Play) -> None:
 
 def test_nothing_ticks_without_connections(play: Play) -> None:
     async def scenario(site: Site) -> None:
-        assert site.server._sweeping is None
+        assert not is_ticking(site.server)
         client = await site.connect()
         await client.ask(GET)
-        assert site.server._sweeping is not None
+        assert is_ticking(site.server)
         await client.close()
         while site.server.connections:
             await asyncio.sleep(0)
-        assert site.server._sweeping is None
 
-    play(scenario)
+    play(scenario)  # which looks at the timer once more at the end
 
 
 # ---- amounts
@@ -901,6 +905,20 @@ def test_bodies_beyond_what_may_be_held_get_429(play: Play) -> None:
         assert site.server.held == 600
 
     play(scenario, shelf, limits=Limits(max_held=1000))
+
+
+def test_what_waits_behind_requests_in_flight_is_held_as_well(play: Play) -> None:
+    shelf = Shelf()
+
+    async def scenario(site: Site) -> None:
+        client = await site.connect()
+        await client.send(GET + post(b"x" * 2000))
+        await shelf.wait(1)
+        shelf.requests[0].respond(200)
+        assert [(await client.read()).status for _ in range(2)] == [200, 429]
+        assert await client.ends()
+
+    play(scenario, shelf, limits=Limits(max_pipelined=1, max_held=1000))
 
 
 def test_a_client_that_does_not_read_is_not_read_from(play: Play) -> None:
@@ -980,6 +998,25 @@ def test_draining_answers_what_was_accepted(play: Play) -> None:
     play(scenario, shelf)
 
 
+def test_the_last_answer_before_the_end_is_the_last_request_handled(play: Play) -> None:
+    """A client that is told to close must be able to send the rest again elsewhere."""
+    handled: list[Request] = []
+
+    def handler(request: Request) -> None:
+        handled.append(request)
+        request.respond(200)
+
+    async def scenario(site: Site) -> None:
+        client = await site.connect()
+        await client.ask(GET)
+        site.server.is_draining = True
+        assert (await client.ask(GET + GET)).headers["connection"] == "close"
+        assert await client.ends()
+        assert len(handled) == 2
+
+    play(scenario, handler)
+
+
 def test_run_uses_the_fast_loop_where_there_is_one() -> None:
     async def name() -> str:
         return type(asyncio.get_running_loop()).__module__
@@ -1010,6 +1047,12 @@ class Transcript(asyncio.Transport):
 
     def resume_reading(self) -> None:
         pass
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def is_closing(self) -> bool:
+        return False
 
     def close(self) -> None:
         self.is_ended = True

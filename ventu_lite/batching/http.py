@@ -1,12 +1,14 @@
 """HTTP/1.1 connections: bytes of strangers in, requests out, answers back in order.
 
-Knows nothing of batching. A handler gets each complete request and answers it whenever it likes; this module
-keeps the order, the limits and the clock. What a request may look like is the business of ``http_request``.
+Knows nothing of batching. A handler gets each complete request and answers it whenever it likes;
+this module keeps the order, the limits and the clock. What a request may look like is the business
+of ``http_request``.
 """
 
 import asyncio
 import json
 import logging
+import re
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -38,6 +40,8 @@ Handler = Callable[[Request], None]
 Answer = tuple[int, bytes, bytes]  # status, header lines, body
 
 _IDLE, _HEAD, _BODY, _DEAF, _LINGER = range(5)  # what a connection expects of its client
+_TOO_MUCH = "too many bytes of requests are waiting"
+_LINE_BREAKS = re.compile(rb"(?:\r\n)+")
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
 
 
@@ -46,19 +50,24 @@ class Limits:
     """What a client may take of us. Sizes are in bytes, times in seconds.
 
     Attributes:
-        max_line: Of the request line. 8 KiB is what RFC 9112 asks for at least, and nginx's and Apache's choice.
-        max_head: Of request line and headers. Four times that: room for cookies and tokens of a browser.
+        max_line: Of the request line. 8 KiB is what RFC 9112 asks for at least, and nginx's and
+            Apache's choice.
+        max_head: Of request line and headers. Four times that: room for cookies and tokens of a
+            browser.
         max_body: Of one body.
-        max_held: Of all bodies, whole or not, that wait for their answer. 100 clients at ``max_body`` fit.
-        max_connections: Twice what a busy reverse proxy keeps open; each costs some 5 KB.
-        max_pipelined: Requests in flight on one connection. More would be unfair to the others in the queue.
+        max_held: Of all bodies, whole or not, that wait for their answer. 100 clients at
+            ``max_body`` fit.
+        max_connections: Twice what a busy proxy keeps open; an idle one takes under 2 KB here.
+        max_pipelined: Requests in flight on one connection. More would be unfair to the others in
+            the queue.
         head_time: From the first byte to the empty line. Honest heads come in one packet.
         body_time: For the body, and one second more for each ``min_rate`` bytes that have come.
-        write_time: Until a client that reads too slowly is cut off, and the same for each ``min_rate`` bytes.
-        idle_time: Between requests. Longer than the 60 s that load balancers keep idle connections, so that
-            they, who know what they are about to send, close first.
-        linger_time: After the last answer, for the client to read it. Closing on a client that still sends
-            would take the answer from its hands (RFC 9112, 9.6).
+        write_time: Until a client that reads too slowly is cut off, and the same for each
+            ``min_rate`` bytes.
+        idle_time: Between requests. Longer than the 60 s that load balancers keep idle
+            connections, so that they, who know what they are about to send, close first.
+        linger_time: After the last answer, for the client to read it. Closing on a client that
+            still sends would take the answer from its hands (RFC 9112, 9.6).
         linger_size: How much is read and thrown away meanwhile.
         min_rate: Bytes per second of the slowest link that is waited for, 0.8 Mbit/s.
     """
@@ -101,7 +110,8 @@ def run(main: Coroutine[Any, Any, T]) -> T:
 class HttpServer:
     """All connections of one listener or several: ``loop.create_server(HttpServer(handler), …)``.
 
-    To be made and used in the thread of a running event loop.
+    To be made and used in the thread of a running event loop. Keep what ``create_server`` returns:
+    uvloop closes the socket of a listener that nobody holds.
 
     Attributes:
         connections: The open ones.
@@ -122,8 +132,9 @@ class HttpServer:
         Args:
             handler: Gets each complete request, must not block, and sees to ``request.respond``.
             limits: What a client may take of us.
-            check: Asked when a head has come whose body has not; an answer is sent at once, and the body is
-                never read. A request that comes in one piece is not checked: the handler has to do it.
+            check: Asked when a head has come whose body has not; an answer is sent at once, and
+                the body is never read. A request that comes in one piece is not checked: the
+                handler has to do it.
             refuse: Makes the answer to what never reaches ``handler``, from status and reason.
         """
         self.handler = handler
@@ -148,7 +159,8 @@ class HttpServer:
     async def drain(self) -> None:
         """Let no connection outlive its requests; return when none is left.
 
-        Close the listening sockets first. Whoever cannot wait for slow clients calls ``abort`` after a while.
+        Close the listening sockets first. Whoever cannot wait for slow clients calls ``abort``
+        after a while.
         """
         self.is_draining = True
         for connection in list(self.connections):
@@ -185,7 +197,8 @@ class HttpServer:
     def _sweep(self) -> None:
         """Look at all deadlines; one timer for all is cheaper than one for each.
 
-        A deadline that is set after this sweep is at least the shortest time away: no need to come earlier.
+        A deadline that is set after this sweep is at least the shortest time away: no need to come
+        earlier.
         """
         now = self.loop.time()
         shortest = self.limits.shortest_time()
@@ -224,25 +237,13 @@ class HttpServer:
 
 
 class Connection(asyncio.Protocol):
-    """One client: a row of requests in flight, at most one that is still coming, and two deadlines."""
+    """One client: requests in flight, at most one that is still coming, and two deadlines."""
 
     __slots__ = (
-        "_awaits_continue",
-        "_body",
-        "_buffer",
-        "_discarded",
-        "_held",
-        "_incoming",
-        "_is_dirty",
-        "_is_reading_paused",
-        "_is_write_paused",
-        "_pending",
-        "_phase",
-        "_server",
-        "_transport",
-        "deadline",
-        "write_deadline",
-    )
+        "_awaits_continue", "_body", "_buffer", "_discarded", "_held", "_incoming", "_is_dirty",
+        "_is_reading_paused", "_is_write_paused", "_pending", "_phase", "_server", "_transport",
+        "deadline", "write_deadline",
+    )  # fmt: skip
 
     def __init__(self, server: HttpServer) -> None:
         self._server = server
@@ -288,7 +289,7 @@ class Connection(asyncio.Protocol):
         self._take(data)
 
     def eof_received(self) -> None:
-        """Write what is ready; who sends no more is taken for gone, as Go's and nginx's servers take it."""
+        """Write what is ready; who sends no more is taken for gone, as Go and nginx do."""
         self.flush()
         self._abandon()
         self._close()
@@ -315,7 +316,7 @@ class Connection(asyncio.Protocol):
         limits = self._server.limits
         self._is_write_paused = False
         self.write_deadline = inf
-        if self._phase != _DEAF and not (self._phase == _IDLE and self._pending):
+        if self._phase != _IDLE or not self._pending:
             times = (limits.idle_time, limits.head_time, limits.body_time, inf, limits.linger_time)
             self.deadline = self._now() + times[self._phase]
         self.mark()
@@ -343,7 +344,7 @@ class Connection(asyncio.Protocol):
             self._keep(data[position:])
 
     def _keep(self, rest: bytes) -> None:
-        """Store what could not be taken yet: because it is not whole, or because we are not ready for it."""
+        """Store what is not whole, or more than may be in flight."""
         if self._phase >= _DEAF:
             rest = b""
         self._buffer = rest
@@ -352,14 +353,16 @@ class Connection(asyncio.Protocol):
             self._is_write_paused or len(self._pending) >= self._server.limits.max_pipelined
         )
         self._pause_reading(bool(rest) and is_blocked)
-        if rest and not is_blocked and self._phase == _IDLE:
+        if rest and self._server.held > self._server.limits.max_held:
+            self._refuse(self._server.refuse(429, _TOO_MUCH))
+        elif rest and not is_blocked and self._phase == _IDLE:
             self._phase = _HEAD
             self.deadline = self._now() + self._server.limits.head_time
 
     def _take_head(self, data: bytes, start: int) -> int:
         limits = self._server.limits
         if data.startswith(b"\r\n", start):  # some clients end a body with a line break too many
-            return start + 2
+            return _LINE_BREAKS.match(data, start).end()  # type: ignore[union-attr]  # it matches
         end = data.find(HEAD_END, start) + 4
         if end == 3 or end - start > limits.max_line:
             self._check_size(data, start, end)
@@ -382,7 +385,7 @@ class Connection(asyncio.Protocol):
         return stop
 
     def _check_size(self, data: bytes, start: int, end: int) -> None:
-        """Judge a long or unfinished head, so that the verdict does not depend on where the network cut it."""
+        """Judge a long or unfinished head; the verdict must not depend on how it was cut."""
         limits = self._server.limits
         stop = end if end > 3 else len(data)
         if not (data[start : start + 1].isalpha() or data[start] == 13):
@@ -421,7 +424,7 @@ class Connection(asyncio.Protocol):
         self.deadline += (body.size - size) / limits.min_rate
         self._count_held()
         if self._server.held > limits.max_held:
-            raise Refused(429, "too many bytes of requests are waiting")
+            raise Refused(429, _TOO_MUCH)
         if body.is_complete:
             self._body = self._incoming = None
             self._count_held()
@@ -440,7 +443,7 @@ class Connection(asyncio.Protocol):
         if not request.keep_alive:
             self._phase = _DEAF
         if server.held > server.limits.max_held:
-            request.respond(*server.refuse(429, "too many bytes of requests are waiting"))
+            request.respond(*server.refuse(429, _TOO_MUCH))
             return
         try:
             server.handler(request)
@@ -470,6 +473,7 @@ class Connection(asyncio.Protocol):
         """Return the bytes of a response to ``request``."""
         if self._server.is_draining and self._pending[-1:] == [request]:
             request.keep_alive = False
+            self._phase = _DEAF
         if not request.keep_alive:
             ending = b"Connection: close\r\n\r\n"
         else:
@@ -490,7 +494,10 @@ class Connection(asyncio.Protocol):
     def flush(self) -> None:
         """Write, in one piece, all answers whose turn it is."""
         self._is_dirty = False
-        if self._transport is None or self._is_write_paused or self._phase == _LINGER:
+        transport = self._transport
+        if self._is_write_paused or self._phase == _LINGER:
+            return
+        if transport is None or transport.is_closing():
             return
         pending, answers, is_last, size = self._pending, [], False, 0
         while pending and not is_last and (answer := pending[0].answer) is not None:
@@ -501,7 +508,7 @@ class Connection(asyncio.Protocol):
         self._held -= size
         self._server.held -= size
         if answers:
-            self._transport.write(answers[0] if len(answers) == 1 else b"".join(answers))
+            transport.write(answers[0] if len(answers) == 1 else b"".join(answers))
         if is_last:
             self._linger()
             return
@@ -548,14 +555,17 @@ class Connection(asyncio.Protocol):
             self._close()
 
     def _linger(self) -> None:
-        """Say that nothing more will come, and throw away what the client still sends while it reads."""
+        """Say that nothing more will come, and throw away what the client still sends."""
         assert self._transport is not None
         self._phase = _LINGER
         self._abandon()
         self._pause_reading(False)
         if not self._is_write_paused:
             self.deadline = self._now() + self._server.limits.linger_time
-        self._transport.write_eof()
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        else:  # TLS
+            self._transport.close()
 
     def _close(self) -> None:
         """Close as soon as everything is written; ``expire`` sees to it that this ends."""

@@ -1,8 +1,8 @@
 """One HTTP/1.1 request: its head read strictly, its body put together. No socket, no clock.
 
-Every head is read twice: by a few lines here, which say what is asked for, and by llhttp (through httptools),
-which knows the grammar better. Both must find the same end of the request, or it is refused:
-what two readers understand differently is what request smuggling is made of.
+Every head is read twice: by a few lines here, which say what is asked for, and by llhttp (through
+httptools), which knows the grammar better. Both must find the same end of the request, or it is
+refused: what two readers understand differently is what request smuggling is made of.
 """
 
 import re
@@ -17,26 +17,22 @@ HEAD_END = b"\r\n\r\n"
 CHUNKED = -1  # stands where a length would
 
 _TEXT = bytes([9, *range(32, 127), *range(128, 256)])  # all but control characters
-_REQUEST_LINE = re.compile(rb"([A-Za-z][\w!#$%&'*+.^`|~-]*) ([!\"$-~]+) HTTP/1\.([01])")  # no fragment
-_OTHER_VERSION = re.compile(rb"[^ ]+ [^ ]+ HTTP/(?!1\.[01])\d(?:\.\d)?")
+_REQUEST_LINE = re.compile(
+    rb"([A-Za-z][\w!#$%&'*+.^`|~-]*) ([!\"$-~]+) HTTP/1\.([01])"
+)  # no fragment
+_OTHER_VERSION = re.compile(rb"[A-Za-z][^ ]* [^ ]+ HTTP/(?!1\.[01])\d(?:\.\d)?")
 _ABSOLUTE = re.compile(rb"https?://([^/?@]+)([/?].*)?", re.IGNORECASE)
 _HOST = re.compile(rb"(?:[\w.~%!$&'()*+,;=-]*|\[[\w:.%]+\])(?::\d*)?")
 _UPGRADE = re.compile(rb"(?<=\n)upgrade:", re.IGNORECASE)
 
-# The fields that HTTP itself or an inference is about; all others wait in the raw head. A field that may come
-# several times is joined, any other is refused when repeated, even with the same value: RFC 9112, 6.3 allows
-# to accept two equal lengths, but nobody sends them in good faith, and whoever merges them trusts the others.
-_LISTS = frozenset({b"accept", b"connection", b"upgrade", b"x-request-id"})
+# The fields that HTTP itself or an inference is about; all others wait in the raw head. A field
+# that may come several times is joined, any other is refused when repeated, even with the same
+# value: RFC 9112, 6.3 allows to accept two equal lengths, but nobody sends them in good faith, and
+# whoever merges them trusts the others.
+_LISTS = frozenset(b"accept connection upgrade x-request-id".split())
 _SINGLE = frozenset(
-    {
-        b"authorization",
-        b"content-length",
-        b"content-type",
-        b"expect",
-        b"host",
-        b"transfer-encoding",
-        b"x-request-timeout",
-    }
+    b"authorization content-length content-type expect host transfer-encoding".split()
+    + [b"x-request-timeout"]
 )
 _EAGER = _LISTS | _SINGLE
 
@@ -77,25 +73,15 @@ class Request:
         keep_alive: Whether the connection goes on after the answer.
         answer: The encoded response, once there is one.
         is_gone: Whether the client has left; an answer is dropped then.
-        on_disconnect: Called once if the client leaves before the answer is given. To be set in the handler;
-            who gets hold of the request later must look at ``is_gone`` first.
+        on_disconnect: Called once if the client leaves before the answer is given. To be set in
+            the handler; who gets hold of the request later must look at ``is_gone`` first.
         channel: The connection.
     """
 
     __slots__ = (
-        "answer",
-        "body",
-        "channel",
-        "fields",
-        "head",
-        "is_gone",
-        "keep_alive",
-        "length",
-        "method",
-        "minor",
-        "on_disconnect",
-        "target",
-    )
+        "answer", "body", "channel", "fields", "head", "is_gone", "keep_alive", "length",
+        "method", "minor", "on_disconnect", "target",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -123,7 +109,7 @@ class Request:
 
     @property
     def expects_continue(self) -> bool:
-        """Whether the client waits for 100 before it sends the body; HTTP/1.0 knows no such thing."""
+        """Whether the client waits for 100 before it sends the body."""
         return self.minor == 1 and b"expect" in self.fields
 
     def __repr__(self) -> str:
@@ -140,8 +126,9 @@ class Request:
 
         Args:
             status: The final HTTP status.
-            headers: Whole lines, such as ``b"Content-Type: application/json\r\n"``, made by ``encode_headers``
-                where a value comes from outside. Date, length and connection are added.
+            headers: Whole lines, such as ``b"Content-Type: application/json\r\n"``, made by
+                ``encode_headers`` where a value comes from outside. Date, length and connection
+                are added.
             body: All of it; left out for HEAD and for statuses that have none.
 
         Raises:
@@ -213,7 +200,7 @@ def _read_fields(lines: list[bytes]) -> dict[bytes, bytes]:
 
 
 def _path_of(method: bytes, target: bytes, fields: dict[bytes, bytes]) -> bytes:
-    """Return path and query of a target in another form; an absolute one overrides Host (RFC 9112, 3.2.2)."""
+    """Return path and query of another form; an absolute one overrides Host (RFC 9112, 3.2.2)."""
     if method == b"CONNECT":
         raise Refused(501, "this is not a proxy")
     if target == b"*" and method == b"OPTIONS":
@@ -334,7 +321,8 @@ class ChunkedBody:
 
     __slots__ = ("_content", "_parser", "_tail", "_wire_size", "is_complete")
 
-    # A chunk of one byte needs five around it; extensions beyond that serve only those who like to keep us busy.
+    # A chunk of one byte needs five around it; extensions beyond that serve only those who like to
+    # keep us busy.
     _FREE_OVERHEAD = 32 * 1024
     _OVERHEAD_PER_BYTE = 8
 
@@ -362,8 +350,9 @@ class ChunkedBody:
     def feed(self, data: bytes, start: int) -> int:
         """Take what belongs to this body from ``start`` on; return where the rest begins.
 
-        llhttp does not say where it found the end, and would take what follows for its next request. But a
-        body in chunks always ends with an empty line, so it is fed from one to the next of them.
+        llhttp does not say where it found the end, and would take what follows for its next
+        request. But a body in chunks always ends with an empty line, so it is fed from one to the
+        next of them.
 
         Raises:
             Refused: These are no chunks, or there is much more around them than in them.
