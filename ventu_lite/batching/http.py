@@ -166,8 +166,9 @@ class HttpServer:
         for connection in list(self.connections):
             connection.close_if_idle()
         if self.connections:
-            self._empty = self.loop.create_future()
-            await self._empty
+            if self._empty is None or self._empty.done():
+                self._empty = self.loop.create_future()
+            await asyncio.shield(self._empty)
 
     def abort(self) -> None:
         """Close every connection at once, answered or not."""
@@ -285,7 +286,7 @@ class Connection(asyncio.Protocol):
             self._discard(len(data))
             return
         if self._buffer:
-            data = self._buffer + data
+            data = self._unbuffer() + data
         self._take(data)
 
     def eof_received(self) -> None:
@@ -340,8 +341,13 @@ class Connection(asyncio.Protocol):
                     break  # the head is not whole
         except Refused as exc:
             self._refuse(self._server.refuse(exc.status, str(exc)))
-        if position < size or self._buffer or self._is_reading_paused:
+        if position < size or self._is_reading_paused:
             self._keep(data[position:])
+
+    def _unbuffer(self) -> bytes:
+        data, self._buffer = self._buffer, b""
+        self._count_held()
+        return data
 
     def _keep(self, rest: bytes) -> None:
         """Store what is not whole, or more than may be in flight."""
@@ -349,15 +355,14 @@ class Connection(asyncio.Protocol):
             rest = b""
         self._buffer = rest
         self._count_held()
-        is_blocked = (
-            self._is_write_paused or len(self._pending) >= self._server.limits.max_pipelined
-        )
-        self._pause_reading(bool(rest) and is_blocked)
-        if rest and self._server.held > self._server.limits.max_held:
-            self._refuse(self._server.refuse(429, _TOO_MUCH))
+        server, limits = self._server, self._server.limits
+        is_blocked = self._is_write_paused or bool(rest) and self._is_full()
+        self._pause_reading(self._phase < _DEAF and is_blocked)
+        if rest and server.held > limits.max_held:
+            self._refuse(server.refuse(429, _TOO_MUCH))
         elif rest and not is_blocked and self._phase == _IDLE:
             self._phase = _HEAD
-            self.deadline = self._now() + self._server.limits.head_time
+            self.deadline = self._now() + limits.head_time
 
     def _take_head(self, data: bytes, start: int) -> int:
         limits = self._server.limits
@@ -370,9 +375,7 @@ class Connection(asyncio.Protocol):
                 return start
         request = read_head(data[start:end], self)
         if request.length > limits.max_body:
-            raise Refused(
-                413, f"body of {request.length} bytes, at most {limits.max_body} are read"
-            )
+            raise Refused(413, f"body of more than {limits.max_body} bytes")
         self._phase = _IDLE
         stop = end + request.length
         if request.length == CHUNKED or stop > len(data):
@@ -389,9 +392,8 @@ class Connection(asyncio.Protocol):
         limits = self._server.limits
         stop = end if end > 3 else len(data)
         if not (data[start : start + 1].isalpha() or data[start] == 13):
-            raise Refused(
-                400, "this port speaks plain HTTP/1.1"
-            )  # TLS, or a worker at the wrong door
+            # TLS, or a worker at the wrong door: nobody has to wait for the end of such a head
+            raise Refused(400, "this port speaks plain HTTP/1.1")
         line_end = data.find(b"\r", start, stop)
         if (line_end if line_end >= 0 else stop) - start > limits.max_line:
             raise Refused(414, f"request line of more than {limits.max_line} bytes")
@@ -514,8 +516,8 @@ class Connection(asyncio.Protocol):
             return
         if not pending:
             self._rest()
-        if self._is_reading_paused:
-            self._take(self._buffer)
+        if self._is_reading_paused and not self._is_write_paused:
+            self._take(self._unbuffer())
 
     def _rest(self) -> None:
         """Wait for the client, since there is nothing to do for it."""
@@ -571,7 +573,8 @@ class Connection(asyncio.Protocol):
         """Close as soon as everything is written; ``expire`` sees to it that this ends."""
         if self._transport is not None:
             self._phase = _LINGER
-            self.deadline = self._now() + self._server.limits.linger_time
+            if not self._is_write_paused:
+                self.deadline = self._now() + self._server.limits.linger_time
             self._transport.close()
 
     def _discard(self, size: int) -> None:
@@ -595,6 +598,9 @@ class Connection(asyncio.Protocol):
                     log.exception("on_disconnect failed for %r", request)
 
     # ---- small helpers
+
+    def _is_full(self) -> bool:
+        return len(self._pending) >= self._server.limits.max_pipelined
 
     def _now(self) -> float:
         return self._server.loop.time()
