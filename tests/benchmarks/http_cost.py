@@ -76,8 +76,13 @@ def load(pid: int, port: int, clients: int, seconds: int, script: str) -> str:
     if "Non-2xx" in text or "Socket errors" in text:
         raise SystemExit(text)
     found = [
-        re.search(pattern, text)
-        for pattern in (r"Requests/sec:\s+(\S+)", r"50%\s+(\S+)", r"99%\s+(\S+)", r"(\d+) requests")
+        re.search(pattern, text, re.MULTILINE)
+        for pattern in (
+            r"Requests/sec: +(\S+)",
+            r"^ +50% +(\S+)",
+            r"^ +99% +(\S+)",
+            r"(\d+) requests",
+        )
     ]
     rate, p50, p99, count = [match[1] if match else "?" for match in found]
     return f"{clients:>7} {float(rate):>12,.0f} {p50:>9} {p99:>9} {used / int(count) * 1e6:>10.1f}"
