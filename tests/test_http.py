@@ -407,6 +407,7 @@ REFUSED = {
     "asterisk-get": (400, head(b"GET * HTTP/1.1", b"Host: a")),
     "other-scheme": (400, head(b"GET ftp://a/b HTTP/1.1", b"Host: a")),
     "absolute-user": (400, head(b"GET http://u@a/b HTTP/1.1", b"Host: a")),
+    "absolute-odd-host": (400, head(b'GET http://a"b/c HTTP/1.1', b"Host: a")),
     "fragment": (400, head(b"GET /a#b HTTP/1.1", b"Host: a")),
     "raw-utf-8": (400, head(b"GET /\xc3\xa9 HTTP/1.1", b"Host: a")),
     "tls": (400, bytes.fromhex("16030100c8010000c40303")),

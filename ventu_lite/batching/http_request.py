@@ -206,7 +206,7 @@ def _path_of(method: bytes, target: bytes, fields: dict[bytes, bytes]) -> bytes:
     if target == b"*" and method == b"OPTIONS":
         return target
     absolute = _ABSOLUTE.fullmatch(target)
-    if absolute is None:
+    if absolute is None or not _HOST.fullmatch(absolute[1]):
         raise Refused(400, "the request target is not a path")
     if b"host" in fields:
         fields[b"host"] = absolute[1]
