@@ -20,6 +20,7 @@ except ImportError:
     uvloop = None  # type: ignore[assignment]  # told from the module by its truth
 
 MUTATIONS = int(os.environ.get("VENTU_TEST_HTTP_MUTATIONS", "5000"))
+PATIENCE = 30 + MUTATIONS / 100  # seconds, on a busy machine
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
 if uvloop:
     LOOPS["uvloop"] = uvloop.new_event_loop
@@ -170,7 +171,7 @@ def play(request: pytest.FixtureRequest) -> Iterator[Callable[..., None]]:
     loop = LOOPS[request.param]()
 
     def play(scenario: Scenario, handler: Callable[[Request], None] = echo, **options: Any) -> None:
-        loop.run_until_complete(asyncio.wait_for(visit(scenario, handler, options), 30))
+        loop.run_until_complete(asyncio.wait_for(visit(scenario, handler, options), PATIENCE))
 
     yield play
     assert not asyncio.all_tasks(loop)
@@ -1111,10 +1112,7 @@ def test_an_honest_client_is_answered_beside_mutants(play: Play) -> None:
                 body = b"%d" % number
                 assert (await honest.ask(post(body))).body == body
 
-    async def patient(site: Site) -> None:
-        await scenario(site)
-
-    play(patient)
+    play(scenario)
 
 
 async def transcript_of(pieces: Iterator[bytes]) -> tuple[list[bytes], bool, list[bytes]]:
