@@ -1,1 +1,1 @@
-"""Batching: which jobs go together, when, and to which worker."""
+"""The batching service: HTTP and workers around one queue."""
