@@ -3,6 +3,7 @@
 from .config import Config
 from .errors import (
     BatchSizeError,
+    CannotListen,
     ConfigError,
     InvalidPayload,
     JobExpired,
@@ -23,6 +24,7 @@ from .service import Service
 
 __all__ = [
     "BatchSizeError",
+    "CannotListen",
     "Config",
     "ConfigError",
     "Example",

@@ -16,10 +16,10 @@ numpy, torch       as their ``tolist()``           the same
 
 JSON has no NaN, so a response with one does not say so; a schema with ``FiniteFloat`` makes it
 an error instead. Map keys of a msgpack request are strings: integers are refused, because keys
-that collide on purpose would make the table slow.
+that collide on purpose would make the table slow. A schema in pydantic's strict mode takes dates,
+UUIDs, enums and tuples from JSON, but not from msgpack, which cannot say that it means them.
 """
 
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -56,9 +56,11 @@ _UNPACK_ERRORS = (ValueError, TypeError, OverflowError, RecursionError, msgpack.
 def sniff(payload: bytes) -> Codec:
     """Tell the codec by the first byte, which is enough for all but one-byte msgpack bodies.
 
+    An empty body counts as JSON, whose users read the better error.
+
     Source: the wire protocol, "JSON or msgpack is not announced".
     """
-    return "json" if payload[:1] and payload[0] in _JSON_STARTS else "msgpack"
+    return "json" if not payload or payload[0] in _JSON_STARTS else "msgpack"
 
 
 def media_types(setting: CodecSetting) -> list[str]:
@@ -78,6 +80,7 @@ def request_codec(content_type: str, setting: CodecSetting) -> Codec | None:
         UnsupportedMediaType: It announces something that is not read here.
     """
     media_type, options = parse_options_header(content_type)
+    media_type = media_type.lower()
     if media_type in _UNSPECIFIC:
         return None if setting == "auto" else setting
     codec = CODEC_OF.get(media_type)
@@ -107,12 +110,15 @@ def response_type(accept: str, own: str, setting: CodecSetting) -> str:
     offers.sort(key=lambda name: name != own)
     if not accept:
         return offers[0]
-    wanted = parse_accept_header(accept, MIMEAccept)
+    # Parameters do not matter: clients add a charset that JSON does not have.
+    ranges = parse_accept_header(accept, MIMEAccept)
+    wanted = MIMEAccept([(name.partition(";")[0].strip(), quality) for name, quality in ranges])
 
     def quality(offer: str) -> float:
-        # A client that asks for problem documents alone reads JSON.
-        problem = PROBLEM_TYPE["json"] if CODEC_OF[offer] == "json" else offer
-        return max(wanted.quality(offer), wanted.quality(problem))
+        if CODEC_OF[offer] == "json" and wanted.find(offer) < 0:
+            # A client that asks for problem documents alone reads JSON.
+            return wanted.quality(PROBLEM_TYPE["json"])
+        return wanted.quality(offer)
 
     best = max(offers, key=quality)
     if not quality(best):
@@ -143,9 +149,21 @@ def pack(value: Any) -> bytes:
 
 
 def plain(value: Any) -> Any:
-    """Return a value that JSON and msgpack can say for one that only Python can."""
-    to_list: Callable[[], Any] | None = getattr(value, "tolist", None)
-    return to_jsonable_python(value) if to_list is None else to_list()
+    """Return a value that JSON and msgpack can say for one that only Python can.
+
+    Raises:
+        TypeError, ValueError: Nobody knows how to say it.
+    """
+    if not hasattr(value, "tolist"):
+        return to_jsonable_python(value, fallback=_to_list)
+    simple = value.tolist()  # a scalar may have become a date, a complex number, …
+    return simple if isinstance(simple, list) else to_jsonable_python(simple)
+
+
+def _to_list(value: Any) -> Any:
+    if not hasattr(value, "tolist"):
+        raise TypeError(f"neither JSON nor msgpack can say {type(value).__name__}")
+    return value.tolist()
 
 
 def deep_plain(value: Any) -> Any:

@@ -6,6 +6,7 @@ One order everywhere: a flag of the command line, the environment (``VENTU_PORT`
 
 import difflib
 import os
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ByteSize, Field, SecretStr, ValidationError
@@ -28,6 +29,9 @@ LogFormat = Literal["text", "json"]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Size = Annotated[ByteSize, Field(ge=1)]
 
+_FILE = ".env"
+_SECRETS = {"api_key", "worker_secret"}
+
 
 def _lower(value: object) -> object:
     return value.lower() if isinstance(value, str) else value
@@ -47,10 +51,11 @@ class Config(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
-        env_file=".env",
+        env_file=_FILE,
         env_ignore_empty=True,
         extra="ignore",  # other programs have their lines in .env, too
         validate_assignment=True,
+        hide_input_in_errors=True,  # it may be a secret
     )
 
     name: str = Field("Deep Learning Service", min_length=1, max_length=200)
@@ -83,7 +88,9 @@ class Config(BaseSettings):
         try:
             super().__init__(**settings)
         except ValidationError as exc:
-            raise ConfigError(_explain(exc)) from None
+            raise ConfigError(_explain(exc, _in_code_or_environment(settings))) from None
+        except (OSError, UnicodeDecodeError) as exc:
+            raise ConfigError(f"{_FILE} cannot be read: {exc}") from exc
 
     @classmethod
     def settings_customise_sources(
@@ -111,7 +118,7 @@ class Config(BaseSettings):
             try:
                 setattr(config, name, value)
             except ValidationError as exc:
-                raise ConfigError(_explain(exc, flag=True)) from None
+                raise ConfigError(_explain(exc, _flag)) from None
         return config
 
     def declared(self) -> dict[str, Any]:
@@ -128,27 +135,39 @@ def _refuse_unknown(settings: dict[str, Any]) -> None:
             raise RegistrationError(f"there is no setting {name!r}.{hint}")
 
 
-def _explain(exc: ValidationError, *, flag: bool = False) -> str:
-    """Return one line for each bad setting: where it was set, its value, what it should be."""
-    lines = []
+def _explain(exc: ValidationError, said_as: Callable[[str, object], str]) -> str:
+    """Return one clause for each bad setting: where it was set, its value, what it should be."""
+    clauses = []
     for error in exc.errors(include_url=False):
-        name = str(error["loc"][0])
-        said = _said_as(name, flag=flag)
-        secret = "secret" in name or "key" in name
-        value = "" if secret else f"={error['input']!r}"
-        lines.append(f"{said}{value}: {error['msg']}{_hint(said, error['input'])}")
-    return "; ".join(lines)
+        name, given = str(error["loc"][0]), error["input"]
+        said = said_as(name, given)
+        value = "" if name in _SECRETS else f"={given!r}"
+        clauses.append(f"{said}{value}: {error['msg']}{_hint(said, error['type'], given)}")
+    return "; ".join(clauses)
 
 
-def _said_as(name: str, *, flag: bool) -> str:
-    if flag:
-        return "--" + name.replace("_", "-")
-    variable = PREFIX + name.upper()
-    return variable if variable in os.environ else f"{name} (or {variable} in .env)"
+def _flag(name: str, given: object) -> str:
+    return "--" + name.replace("_", "-")
 
 
-def _hint(said: str, value: object) -> str:
-    if said == "VENTU_PORT" and str(value).startswith("tcp://"):
+def _in_code_or_environment(settings: Mapping[str, Any]) -> Callable[[str, object], str]:
+    """Return a function that tells what the user wrote to set a field."""
+
+    def said_as(name: str, given: object) -> str:
+        variable = PREFIX + name.upper()
+        for known in os.environ:
+            if known.upper() == variable and os.environ[known]:
+                return known
+        is_in_code = str(settings.get(name)).lower() == str(given).lower()
+        return name if is_in_code else f"{variable} (in {_FILE})"
+
+    return said_as
+
+
+def _hint(said: str, kind: str, given: object) -> str:
+    if kind.startswith("byte_size"):
+        return ", expected a size such as 10MiB"
+    if said.upper() == "VENTU_PORT" and str(given).startswith("tcp://"):
         return (
             " (Kubernetes sets this variable for a Service called ventu:"
             " say enableServiceLinks: false in the pod)"

@@ -13,6 +13,7 @@ VentuError
 │   ├── NotReady          503: set-up or warm-up has not succeeded yet
 │   ├── QueueFull         429: as many jobs wait as may
 │   └── JobExpired        504: the deadline of the job has passed
+├── CannotListen         the operator: an address is taken, or none of this machine's
 ├── ProtocolError         the peer: close this connection and carry on
 └── BatchSizeError        the service: a batch function returned too many or too few results
 """
@@ -34,6 +35,10 @@ class ConfigError(VentuError):
 
 class ServiceNotFound(VentuError):
     """The Flask app holds no service, or several and none was chosen."""
+
+
+class CannotListen(VentuError):
+    """An address is taken by another program, or is none of this machine's."""
 
 
 class PayloadError(VentuError):
@@ -70,11 +75,14 @@ class InvalidPayload(PayloadError):
 
     status = 422
 
-    def __init__(self, errors: "list[dict[str, Any]]", error_count: int) -> None:
-        fields = "1 field does" if error_count == 1 else f"{error_count} fields do"
-        super().__init__(f"{fields} not fit the request schema")
+    def __init__(self, errors: list[dict[str, Any]], error_count: int) -> None:
+        super().__init__(errors, error_count)  # what pickle calls it with
         self.errors = errors
         self.error_count = error_count
+
+    def __str__(self) -> str:
+        fields = "1 field does" if self.error_count == 1 else f"{self.error_count} fields do"
+        return f"{fields} not fit the request schema"
 
 
 class Unavailable(VentuError):
@@ -86,7 +94,7 @@ class Unavailable(VentuError):
 
     status = 503
 
-    def __init__(self, message: str, *, retry_after: "float | None" = None) -> None:
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.retry_after = retry_after
 

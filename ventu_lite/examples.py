@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+import msgpack
+from pydantic import BaseModel
 from pydantic.errors import PydanticInvalidForJsonSchema, PydanticUserError
 from pydantic_core import from_json, to_json, to_jsonable_python
 
-from .codecs import pack, plain, unpack
+from .codecs import pack, plain
 from .config import Codec
 from .errors import InvalidPayload, RegistrationError
 from .stages import MISSING
@@ -89,9 +90,9 @@ def _of_schema(request: Schema, response: Schema, codecs: Sequence[Codec]) -> li
     if not requests:
         made = _made_of_fields(schema, schema.get("$defs", {}))
         requests = [] if made is MISSING else [made]
-    answers = _listed(_json_schema(response))
-    # ventu compared the one example of each; several say nothing about which belongs to which.
-    answer = answers[0] if len(answers) == len(requests) == 1 else MISSING
+    # Only ventu's own key: ``examples`` are for readers, and nobody promises them as answers.
+    # Of several requests nobody knows which one it answers.
+    answer = _json_schema(response).get("example", MISSING) if len(requests) == 1 else MISSING
     return [_probe(Example(one, answer), request, response, codecs) for one in requests]
 
 
@@ -117,19 +118,26 @@ def _listed(schema: Mapping[str, Any]) -> list[Any]:
 
 
 def _made_of_fields(
-    schema: Mapping[str, Any], definitions: Mapping[str, Any], depth: int = 0
+    schema: Mapping[str, Any], definitions: Mapping[str, Any], within: frozenset[str] = frozenset()
 ) -> Any:
-    """Return an object made of the examples of its fields, or ``MISSING``."""
-    schema = _follow(schema, definitions)
+    """Return an object made of the examples of its fields, or ``MISSING``.
+
+    Args:
+        schema: The JSON schema of the object.
+        definitions: What its references mean.
+        within: The references that led here: a model inside itself is left out.
+    """
+    reference = schema.get("$ref", "")
+    if reference in within:
+        return MISSING
+    schema, within = _follow(schema, definitions), within | ({reference} if reference else set())
     if examples := _listed(schema):
         return examples[0]
     if "const" in schema:
         return schema["const"]
-    if not schema.get("properties") or depth > 8:  # a recursive model ends somewhere
-        return MISSING
     made = {
-        name: _made_of_fields(part, definitions, depth + 1)
-        for name, part in schema["properties"].items()
+        name: _made_of_fields(part, definitions, within)
+        for name, part in schema.get("properties", {}).items()
     }
     if any(made[name] is MISSING for name in schema.get("required", ())):
         return MISSING
@@ -139,7 +147,7 @@ def _made_of_fields(
 def _probe(example: Example, request: Schema, response: Schema, codecs: Sequence[Codec]) -> Probe:
     payload, codec = _payload(example.request, request, codecs)
     try:
-        document = to_jsonable_python(_dumped(example.request, request), fallback=plain)
+        document = to_jsonable_python(_dumped(example.request), fallback=plain)
     except Exception:  # only the document suffers, which does without
         document = None
     return Probe(payload, codec, document, _expected(example, response, codec))
@@ -147,25 +155,33 @@ def _probe(example: Example, request: Schema, response: Schema, codecs: Sequence
 
 def _payload(value: Any, schema: Schema, codecs: Sequence[Codec]) -> tuple[bytes, Codec]:
     """Return the first of the codecs in which a client could send this value."""
-    failure: Exception = RegistrationError("no codec")
+    failures = []
     for codec in codecs:
         try:
-            dumped = _dumped(value, schema)
+            dumped = _dumped(value)
             payload = to_json(dumped, fallback=plain) if codec == "json" else pack(dumped)
             schema.parse(payload, codec)
         except Exception as exc:  # pydantic, msgpack and the user's own validators
-            failure = exc
+            failures.append(exc)
         else:
             return payload, codec
-    why = failure.errors if isinstance(failure, InvalidPayload) else failure
     raise RegistrationError(
-        f"the example {_short(value)} does not fit the request schema: {why}"
-    ) from failure
+        f"the example {_short(value)} does not fit the request schema: {_why(failures[0])}."
+        " Correct it, or say Service(examples=[...]), a list of requests."
+    ) from failures[0]
 
 
-def _dumped(value: Any, schema: Schema) -> Any:
+def _why(failure: Exception) -> str:
+    if not isinstance(failure, InvalidPayload):
+        return f"{type(failure).__name__}: {failure}".rstrip(".")
+    places = [(".".join(map(str, error["loc"])), error["msg"]) for error in failure.errors]
+    return "; ".join(f"{place}: {text}" if place else text for place, text in places)
+
+
+def _dumped(value: Any) -> Any:
+    """Return an instance of a model as a client would write it."""
     if isinstance(value, BaseModel):
-        return schema.adapter.dump_python(value, by_alias=True)
+        return value.model_dump(by_alias=True, round_trip=True)
     return value
 
 
@@ -173,11 +189,12 @@ def _expected(example: Example, response: Schema, codec: Codec) -> Any:
     if example.response is MISSING:
         return MISSING
     try:
-        return _decode(response.render(example.response, codec), codec)
-    except ValidationError as exc:
+        answer = response.parse_value(example.response)
+        return _decode(response.encode(answer, codec), codec)
+    except Exception as exc:  # pydantic, msgpack and the user's own validators
         raise RegistrationError(
             f"the expected answer {_short(example.response)} does not fit the response schema:"
-            f" {exc}"
+            f" {_why(exc)}"
         ) from exc
 
 
@@ -187,7 +204,8 @@ def _short(value: Any) -> str:
 
 
 def _decode(answer: bytes, codec: Codec) -> Any:
-    return from_json(answer) if codec == "json" else unpack(answer)
+    # Our own bytes, so integer keys do no harm.
+    return from_json(answer) if codec == "json" else msgpack.unpackb(answer, strict_map_key=False)
 
 
 def _is_close(expected: Any, got: Any) -> bool:

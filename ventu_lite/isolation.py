@@ -1,17 +1,18 @@
 """Call the model so that a bad item harms no other: items in, results or ``Rejected`` out.
 
 A batch function that raises is called again with halves of the batch, until the guilty items
-stand alone. With *g* guilty items among *n* that takes about ``2 g log2(n / g)`` calls.
+stand alone. With *g* guilty items among *n* that takes about ``2 g log2(n / g)`` calls, and
+never more than ``2 n - 1``.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 from .errors import BatchSizeError
 from .outcomes import Rejected
 
 # What has a length and can be counted through, but is no list of results.
-_NOT_RESULTS = (dict, str, bytes, bytearray, set, frozenset)
+_NOT_RESULTS = (Mapping, Set, str, bytes, bytearray)
 
 
 class SingleInfer:
@@ -44,7 +45,8 @@ class BatchInfer:
         max_batch_size: More items are split before the call; ``None`` for no ceiling.
         isolate: Split when it raises.
         key: Items of different keys never share a call.
-        timeout: Seconds after which it stops calling again, counted from the first call.
+        timeout: Seconds after which it stops calling again, counted from the start; every item
+            has been in one call by then.
         clock: Monotonic seconds.
     """
 
@@ -67,63 +69,65 @@ class BatchInfer:
 
     def __call__(self, items: Sequence[Any]) -> list[Any]:
         """Return a result or a ``Rejected`` for each item, in the same order."""
+        give_up_at = self._clock() + self._timeout
         if self._key is None:
-            return self._chunks(items)
+            return self._chunks(items, give_up_at)
         results: list[Any] = [None] * len(items)
-        for places in self._groups(items, results).values():
-            for place, result in zip(
-                places, self._chunks([items[place] for place in places]), strict=True
-            ):
-                results[place] = result
+        for places in self._groups(self._key, items, results).values():
+            answers = self._chunks([items[place] for place in places], give_up_at)
+            for place, answer in zip(places, answers, strict=True):
+                results[place] = answer
         return results
 
-    def _groups(self, items: Sequence[Any], results: list[Any]) -> dict[Hashable, list[int]]:
+    def _groups(
+        self, key: Callable[[Any], Hashable], items: Sequence[Any], results: list[Any]
+    ) -> dict[Hashable, list[int]]:
         """Return the places of each key; an item whose key cannot be told is rejected."""
-        assert self._key is not None
         groups: dict[Hashable, list[int]] = {}
         for place, item in enumerate(items):
             try:
-                groups.setdefault(self._key(item), []).append(place)
-            except Exception as exc:
+                groups.setdefault(key(item), []).append(place)
+            except KeyboardInterrupt:
+                raise
+            except BaseException as exc:  # sys.exit() in a key must not take the others along
                 results[place] = Rejected.of(exc)
         return groups
 
-    def _chunks(self, items: Sequence[Any]) -> list[Any]:
+    def _chunks(self, items: Sequence[Any], give_up_at: float) -> list[Any]:
         size = self._max_batch_size
         if size is None or len(items) <= size:
-            return self._isolated(items)
+            return self._isolated(items, give_up_at)
         results: list[Any] = []
         for start in range(0, len(items), size):
-            results += self._isolated(items[start : start + size])
+            results += self._isolated(items[start : start + size], give_up_at)
         return results
 
-    def _isolated(self, items: Sequence[Any]) -> list[Any]:
+    def _isolated(self, items: Sequence[Any], give_up_at: float) -> list[Any]:
         """Call once for all; where that raises, again for the halves, down to single items.
 
         Depth first and in order, so that the results simply follow one another.
         """
-        give_up_at = self._clock() + self._timeout
-        calls = 0
         failure: BaseException | None = None
         results: list[Any] = []
-        todo = [(0, len(items))]
+        todo = [(0, len(items))] if items else []
         while todo:
             start, end = todo.pop()
             part = items[start:end]
-            if failure and (calls >= 2 * len(items) or self._clock() >= give_up_at):
-                results += _reject_all(part, failure)
+            if failure is not None and self._clock() >= give_up_at:
+                results += _reject_unknown(part, failure)
                 continue
-            calls += 1
             try:
                 results += self._call(part)
             except BatchSizeError as exc:
-                results += _reject_all(part, exc)
+                results += [Rejected.of(exc)] * len(part)
             except KeyboardInterrupt:
                 raise
             except BaseException as exc:  # sys.exit() in a model must not take the others along
                 failure = exc
-                if len(part) == 1 or not self._isolate:
-                    results += _reject_all(part, exc)
+                if len(part) == 1:
+                    results.append(Rejected.of(exc))
+                elif not self._isolate:
+                    results += _reject_unknown(part, exc)
                 else:
                     middle = (start + end) // 2
                     todo += [(middle, end), (start, middle)]
@@ -151,16 +155,16 @@ class BatchInfer:
 def _is_results(returned: Any) -> bool:
     if isinstance(returned, _NOT_RESULTS) or getattr(returned, "ndim", 1) == 0:
         return False
+    if hasattr(returned, "columns"):  # a DataFrame: counting through it gives column names
+        return False
     return hasattr(returned, "__len__") or isinstance(returned, Iterator)
 
 
-def _reject_all(items: Sequence[Any], exc: BaseException) -> list[Rejected]:
-    """Reject every item of a call, now that nobody knows who was guilty.
+def _reject_unknown(items: Sequence[Any], exc: BaseException) -> list[Rejected]:
+    """Reject items of which nobody knows whether they were guilty.
 
-    A status that was meant for one item must not become everybody's.
+    A status that was meant for one item must not become another's.
     """
-    if len(items) == 1 or isinstance(exc, BatchSizeError):
-        return [Rejected.of(exc)] * len(items)
-    failure = RuntimeError(f"infer failed for a batch of {len(items)} items")
+    failure = RuntimeError(f"infer failed for a batch; {len(items)} of its items stayed together")
     failure.__cause__ = exc
     return [Rejected.of(failure)] * len(items)

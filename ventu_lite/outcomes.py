@@ -34,7 +34,7 @@ class Rejected:
     @property
     def is_fault(self) -> bool:
         """Whether the service is to blame, so that the log gets the traceback."""
-        return self.reason == "failed" and not isinstance(self.exc, HTTPException)
+        return self.detail == UNEXPECTED
 
     @classmethod
     def of(cls, exc: BaseException) -> "Rejected":
@@ -55,4 +55,4 @@ class Rejected:
         status = exc.code if exc.response is None else exc.response.status_code
         if status is None or not 400 <= status <= 599:
             return cls(500, UNEXPECTED, "failed", exc)
-        return cls(status, exc.description or "", "failed", exc)
+        return cls(status, str(exc.description or ""), "failed", exc)

@@ -104,10 +104,13 @@ class Pipeline:
     def infer_prepared(self, prepared: Sequence[Any]) -> list[Any]:
         """Return one result for each item, passing those over that were rejected before."""
         items = [item for item in prepared if not isinstance(item, Rejected)]
+        if not items:
+            return list(prepared)
+        results = self.infer(items)
         if len(items) == len(prepared):
-            return self.infer(items)
-        results = iter(self.infer(items) if items else ())
-        return [item if isinstance(item, Rejected) else next(results) for item in prepared]
+            return results
+        remaining = iter(results)
+        return [item if isinstance(item, Rejected) else next(remaining) for item in prepared]
 
     def run(self, payloads: Sequence[bytes], codec: Codec | None = None) -> Run:
         """Take a batch all the way; each payload is answered in the codec in which it came.

@@ -1,12 +1,12 @@
 """Error bodies: RFC 9457 problem details, the same map in both codecs."""
 
+import json
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
-from pydantic_core import to_json
+import msgpack
 
-from .codecs import pack
 from .config import Codec
 
 # RFC 9110's names where Python's own differ, or changed between its versions.
@@ -44,5 +44,10 @@ def problem(status: int, detail: str, instance: str = "", **extra: Any) -> dict[
 
 
 def encode_problem(document: Mapping[str, Any], codec: Codec) -> bytes:
-    """Return the bytes of a problem document."""
-    return to_json(document) if codec == "json" else pack(document)
+    """Return the bytes of a problem document; half a surrogate pair becomes a question mark.
+
+    Texts of exceptions get here, and an error body that cannot be written helps nobody.
+    """
+    if codec == "json":
+        return json.dumps(document, ensure_ascii=False).encode("utf-8", "replace")
+    return msgpack.packb(document, unicode_errors="replace")

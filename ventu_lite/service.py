@@ -5,7 +5,6 @@ called, so that importing a user's file stays cheap and a worker never imports w
 need.
 """
 
-import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, overload
@@ -72,8 +71,8 @@ class Service:
         self,
         name: str | None = None,
         *,
-        request: Any = MISSING,
-        response: Any = MISSING,
+        request: Any = None,
+        response: Any = None,
         version: str | None = None,
         examples: Any = None,
         warmup_batch_size: int | None = None,
@@ -183,19 +182,34 @@ class Service:
         """Register what runs when a process ends in which ``setup`` succeeded."""
         return self._decorate("teardown", fn)
 
-    def add_stage(self, kind: Kind, fn: Callable[..., Any], **options: Any) -> None:
+    def add_stage(
+        self,
+        kind: Kind,
+        fn: Callable[..., Any],
+        *,
+        batch: bool = False,
+        max_batch_size: int | None = None,
+        isolate: bool = True,
+        retry: bool = True,
+        key: Callable[[Any], Hashable] | None = None,
+    ) -> None:
         """Register ``fn`` without a decorator.
 
         Args:
             kind: "setup", "preprocess", "infer", "postprocess" or "teardown".
             fn: The function.
-            options: Those of ``infer``.
+            batch: This and the others are the options of ``infer``.
+            max_batch_size: See ``infer``.
+            isolate: See ``infer``.
+            retry: See ``infer``.
+            key: See ``infer``.
 
         Raises:
             RegistrationError: The place is taken, the service is composed already, or the
                 function cannot be called as its place wants it.
         """
-        self._add(make_stage(kind, fn, Options(**options)))
+        options = Options(batch, max_batch_size, isolate, retry, key)
+        self._add(make_stage(kind, fn, options))
 
     def _decorate(
         self, kind: Kind, fn: F | None, options: Options = NO_OPTIONS
@@ -254,9 +268,7 @@ class Service:
         other: Mode = "single" if prefer_batch else "batch"
         return wanted if has[wanted] else other
 
-    def pipeline(
-        self, *, prefer_batch: bool, clock: Callable[[], float] = time.perf_counter
-    ) -> Pipeline:
+    def pipeline(self, *, prefer_batch: bool, clock: Callable[[], float]) -> Pipeline:
         """Return the stages as one pipeline.
 
         Args:
@@ -293,7 +305,7 @@ class Service:
         )
 
     def _schema(self, which: str, given: Any) -> Any:
-        if given is not MISSING:
+        if given is not None:
             return given
         infers = [s for slot in ("infer", "batch infer") if (s := self._stages.get(slot))]
         if not infers:
@@ -310,19 +322,26 @@ class Service:
         return known[0]
 
     def _unknown_schema(self, which: str, stage: Stage) -> str:
-        name = stage.where.partition(" ")[0].rpartition(".")[2]
         kind = which.capitalize()
         typed = f"list[{kind}]" if stage.options.batch else kind
-        shown = f"{name}(request: {typed})" if which == "request" else f"{name}(...) -> {typed}"
+        name, parameter = stage.name, stage.parameter
+        shown = f"{name}({parameter}: {typed})" if which == "request" else f"{name}(...) -> {typed}"
         part = "first parameter" if which == "request" else "return value"
+        written = stage.written(parameter if which == "request" else "return")
+        found = "has no annotation" if written is MISSING else f"says {written!r}, which tells none"
+        # A lambda or a builtin cannot be annotated.
+        write = f"Write `def {shown}`, or say" if stage.is_annotatable else "Say"
         return (
-            f"service {self.name!r} has no {which} schema: the {part} of {stage.where} has no"
-            f" annotation that can be read. Annotate it, `def {shown}`, or say"
-            f" Service({which}={kind})."
+            f"service {self.name!r} has no {which} schema: the {part} of {stage.where} {found}."
+            f" {write} Service({self.name!r}, {which}={kind})."
         )
 
     def _warmup_size(self, request: Schema) -> int:
-        size = self._warmup_batch_size or schema_batch_size(request) or self.max_batch_size
+        size = self._warmup_batch_size
+        if size is None:
+            size = schema_batch_size(request)
+        if size is None:
+            size = self.max_batch_size
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise RegistrationError(f"warmup_batch_size is {size!r}, expected an integer from 1")
         return min(size, self.max_batch_size)

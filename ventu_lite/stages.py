@@ -2,11 +2,12 @@
 
 import functools
 import inspect
+import operator
 import sys
 import typing
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
-from types import FrameType, MappingProxyType
+from types import FrameType, MappingProxyType, SimpleNamespace, UnionType
 from typing import Any, Final, Literal
 
 from .errors import RegistrationError
@@ -73,21 +74,35 @@ class Stage:
         """The place that only one stage can have: there may be one ``infer`` of each mode."""
         return "batch infer" if self.options.batch else self.kind
 
+    @property
+    def name(self) -> str:
+        """What the function is called in its file."""
+        return self.where.partition(" ")[0].rpartition(".")[2]
+
+    @property
+    def is_annotatable(self) -> bool:
+        """Whether it is the user's own ``def``, and no lambda, builtin or class."""
+        return hasattr(_innermost(self.fn), "__code__") and self.name.isidentifier()
+
+    @property
+    def parameter(self) -> str:
+        """The name of the first parameter, "" if that cannot be told."""
+        signature = _signature(self.fn)
+        return next(iter(signature.parameters), "") if signature else ""
+
+    def written(self, name: str) -> Any:
+        """Return the annotation of a parameter, or of "return", as it stands in the file."""
+        return getattr(_annotated(self.fn), "__annotations__", {}).get(name, MISSING)
+
     def input_type(self) -> Any:
         """Return the type of one item that goes in, ``MISSING`` if it is not annotated."""
-        names = list(_signature(self.fn).parameters)
-        return self._one_of(self.hints.get(names[0], MISSING)) if names else MISSING
+        hint = self.hints.get(self.parameter, MISSING)
+        return _element(hint) if self.options.batch else hint
 
     def output_type(self) -> Any:
         """Return the type of one item that comes out, ``MISSING`` if it is not annotated."""
-        return self._one_of(self.hints.get("return", MISSING))
-
-    def _one_of(self, hint: Any) -> Any:
-        """Return the type of the elements where the annotation is that of a batch."""
-        if not self.options.batch:
-            return hint
-        arguments = typing.get_args(hint)
-        return arguments[0] if arguments else MISSING
+        hint = self.hints.get("return", MISSING)
+        return _without_exceptions(_element(hint)) if self.options.batch else hint
 
 
 def make_stage(kind: Kind, fn: Callable[..., Any], options: Options) -> Stage:
@@ -112,7 +127,8 @@ def where_is(fn: Callable[..., Any]) -> str:
     inner = _innermost(fn)
     code = getattr(inner, "__code__", None) or getattr(type(inner).__call__, "__code__", None)
     name = getattr(inner, "__qualname__", type(inner).__qualname__)
-    return f"{name} ({code.co_filename}:{code.co_firstlineno})" if code else name
+    place = f"{code.co_filename}:{code.co_firstlineno}" if code else f"given at {where_from()}"
+    return f"{name} ({place})"
 
 
 def where_from() -> str:
@@ -128,59 +144,103 @@ def _user_frame() -> FrameType | None:
     return frame
 
 
-def _innermost(fn: Callable[..., Any]) -> Callable[..., Any]:
+def _unbound(fn: Callable[..., Any]) -> Callable[..., Any]:
     while isinstance(fn, functools.partial):
         fn = fn.func
-    inner: Callable[..., Any] = inspect.unwrap(fn)
+    return fn
+
+
+def _innermost(fn: Callable[..., Any]) -> Callable[..., Any]:
+    inner: Callable[..., Any] = inspect.unwrap(_unbound(fn))
     return inner
 
 
-def _hints(fn: Callable[..., Any]) -> Mapping[str, Any]:
-    """Return the annotations, names of the place of registration included.
+def _hints(fn: Callable[..., Any]) -> dict[str, Any]:
+    """Return the annotations, those with names of the function around the definition included.
 
     A name that cannot be resolved leaves its annotation out: whether that matters is known only
     when the service is composed.
     """
+    target = _annotated(fn)
+    module, names = getattr(target, "__globals__", {}), _names_around(target)
+    hints: dict[str, Any] = {}
+    for name, hint in getattr(target, "__annotations__", {}).items():
+        alone = SimpleNamespace(__annotations__={name: hint})
+        try:
+            hints |= typing.get_type_hints(alone, module, names, include_extras=True)
+        except Exception:  # an annotation is any expression, so anything can come out of it
+            continue
     inner = _innermost(fn)
-    target = inner if hasattr(inner, "__code__") else getattr(type(inner), _CALL, inner)
+    return hints | {"return": inner} if inspect.isclass(inner) else hints
+
+
+def _annotated(fn: Callable[..., Any]) -> Any:
+    """Return the function that has the annotations of ``fn``."""
+    inner = _innermost(fn)
+    if inspect.isclass(inner):
+        return inner.__init__
+    return inner if hasattr(inner, "__code__") else getattr(type(inner), _CALL)
+
+
+def _names_around(target: Any) -> dict[str, Any]:
+    """Return the local names of the function in which ``target`` is being defined now."""
     frame = _user_frame()
-    names = dict(frame.f_locals) if frame else {}
-    try:
-        return typing.get_type_hints(target, localns=names, include_extras=True)
-    except Exception:  # an annotation is any expression, so anything can come out of it
-        raw = getattr(target, "__annotations__", {})
-        return {name: hint for name, hint in raw.items() if not isinstance(hint, str)}
+    code = getattr(target, "__code__", None)
+    is_here = frame is not None and code in frame.f_code.co_consts
+    return dict(frame.f_locals) if frame and is_here else {}
 
 
-def _signature(fn: Callable[..., Any]) -> inspect.Signature:
+def _element(hint: Any) -> Any:
+    """Return the type of the elements of a list type, ``MISSING`` if it is none."""
+    if typing.get_origin(hint) is typing.Annotated:
+        hint = typing.get_args(hint)[0]
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if not inspect.isclass(origin) or not issubclass(origin, Iterable):
+        return MISSING
+    is_pair = origin is tuple and arguments[1:] != (...,)
+    is_table = issubclass(origin, Mapping) or hasattr(origin, "shape")
+    return MISSING if is_pair or is_table else arguments[0]
+
+
+def _without_exceptions(hint: Any) -> Any:
+    """Return a union without its exceptions, which a batch function may put among its results."""
+    if typing.get_origin(hint) not in (typing.Union, UnionType):
+        return hint
+    left = [part for part in typing.get_args(hint) if not _is_exception(part)]
+    return functools.reduce(operator.or_, left) if left else hint
+
+
+def _is_exception(hint: Any) -> bool:
+    return inspect.isclass(hint) and issubclass(hint, BaseException)
+
+
+def _signature(fn: Callable[..., Any]) -> inspect.Signature | None:
     try:
         return inspect.signature(fn)
     except (TypeError, ValueError):  # some builtins have none
-        return inspect.Signature()
+        return None
 
 
 def _check_is_plain(stage: Stage) -> None:
-    inner = _innermost(stage.fn)
-    call = getattr(type(inner), _CALL, None)
-    is_async = any(map(inspect.iscoroutinefunction, (inner, call)))
-    if is_async or any(map(inspect.isasyncgenfunction, (inner, call))):
+    # Not the innermost function: a wrapper may be what makes an async function a plain one.
+    fn = _unbound(stage.fn)
+    both = (fn, getattr(type(fn), _CALL))
+    if any(inspect.iscoroutinefunction(f) or inspect.isasyncgenfunction(f) for f in both):
         raise RegistrationError(
             f"{stage.where} is async, but stages run in plain threads and processes. Make it a"
             " plain function; inside it, asyncio.run(...) can await what must be awaited."
         )
-    if inspect.isgeneratorfunction(inner) and not stage.options.batch:
+    if any(map(inspect.isgeneratorfunction, both)) and not stage.options.batch:
         raise RegistrationError(
-            f"{stage.where} is a generator, so calling it gives no {stage.kind} result."
-            " Return the value."
+            f"{stage.where} is a generator, and calling it runs nothing of it."
+            " Make it a plain function that returns."
         )
 
 
 def _check_arguments(stage: Stage) -> None:
     count, words = _ARGUMENTS[stage.kind]
     signature = _signature(stage.fn)
-    if not signature.parameters and count:  # a builtin that does not tell its arguments
-        if hasattr(_innermost(stage.fn), "__code__"):
-            raise RegistrationError(f"{stage.where} must take {words}")
+    if signature is None:
         return
     try:
         signature.bind(*[None] * count)
@@ -190,6 +250,8 @@ def _check_arguments(stage: Stage) -> None:
 
 def _check_options(stage: Stage) -> None:
     options = stage.options
+    if stage.kind != "infer" and options != NO_OPTIONS:
+        raise RegistrationError(f"{stage.where}: only infer has options, {stage.kind} has none")
     if not options.batch and (options.key is not None or options.max_batch_size is not None):
         raise RegistrationError(
             f"{stage.where}: key and max_batch_size are about batches;"

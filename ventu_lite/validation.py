@@ -1,19 +1,33 @@
 """Between payload bytes and values that fit a schema, in both directions.
 
 Three rules: JSON goes through pydantic's own parser, straight from bytes; a value is validated
-before it is written; an error never repeats what the client sent.
+before it is written; an error never repeats a value that the client sent, only names of fields.
 """
 
 import inspect
-from typing import Any, Final
+from typing import Any, Final, NewType
 
-from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    PydanticSchemaGenerationError,
+    PydanticUndefinedAnnotation,
+    PydanticUserError,
+    TypeAdapter,
+    ValidationError,
+)
 
 from .codecs import deep_plain, pack, plain, unpack
 from .config import Codec
 from .errors import InvalidPayload, MalformedPayload, RegistrationError
 
 MAX_FIELD_ERRORS: Final = 20  # a list of 100,000 wrong numbers would become 18 MB of errors
+MAX_TEXT: Final = 200  # of a key or a message, which may hold what the client sent
+
+# Nobody has validated an instance of a plain dataclass before it gets here.
+_REVALIDATE: Final = ConfigDict(revalidate_instances="always")
+# pydantic refuses a configuration for what it recognises as a dataclass.
+_rename: Any = NewType  # type checkers know no new types that are made at run time
 
 
 class Schema:
@@ -64,6 +78,10 @@ class Schema:
     def validate(self, value: Any) -> Any:
         """Return ``value`` as the schema wants it: numpy, torch and look-alike objects included.
 
+        An instance of a pydantic model, or of a dataclass with ``__post_init__``, is believed, as
+        pydantic does: running its validators twice could change it. Where it holds a wrong type
+        all the same, ``encode`` refuses it. Other dataclasses are validated here.
+
         Raises:
             ValidationError: It does not fit.
         """
@@ -100,12 +118,34 @@ class Schema:
 
 def _adapter(annotation: Any) -> TypeAdapter[Any]:
     try:
-        return TypeAdapter(annotation)
-    except (PydanticSchemaGenerationError, PydanticUserError) as exc:
+        if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
+            return _complete(TypeAdapter(annotation))
+        adapter = _complete(TypeAdapter(_rename("Schema", annotation), config=_REVALIDATE))
+        return _complete(TypeAdapter(annotation)) if _has_post_init(adapter) else adapter
+    except (PydanticSchemaGenerationError, PydanticUndefinedAnnotation, PydanticUserError) as exc:
+        reason = str(exc).splitlines()[0].rstrip(".")
         raise RegistrationError(
-            f"pydantic cannot validate {annotation!r}: {str(exc).splitlines()[0]}"
+            f"pydantic cannot validate {annotation!r}: {reason}."
             " Use a BaseModel, a dataclass, a TypedDict or a builtin such as list[float]."
         ) from exc
+
+
+def _complete(adapter: TypeAdapter[Any]) -> TypeAdapter[Any]:
+    """Resolve the forward references now, or else the first request would find out."""
+    if not adapter.pydantic_complete:
+        adapter.rebuild(raise_errors=True)
+    return adapter
+
+
+def _has_post_init(adapter: TypeAdapter[Any]) -> bool:
+    """Tell whether validating an instance would run a ``__post_init__`` for a second time."""
+
+    def found_in(part: Any) -> bool:
+        if isinstance(part, dict):
+            return bool(part.get("post_init")) or any(map(found_in, part.values()))
+        return isinstance(part, (list, tuple)) and any(map(found_in, part))
+
+    return found_in(adapter.core_schema)
 
 
 def _payload_error(exc: ValidationError) -> MalformedPayload | InvalidPayload:
@@ -115,7 +155,12 @@ def _payload_error(exc: ValidationError) -> MalformedPayload | InvalidPayload:
         reason = errors[0]["msg"].removeprefix("Invalid JSON: ")
         return MalformedPayload(f"the body is not valid JSON: {reason}")
     shown = [
-        {"type": error["type"], "loc": list(error["loc"]), "msg": error["msg"]}
+        {"type": error["type"], "loc": list(map(_cut, error["loc"])), "msg": _cut(error["msg"])}
         for error in errors[:MAX_FIELD_ERRORS]
     ]
     return InvalidPayload(shown, count)
+
+
+def _cut(part: Any) -> Any:
+    """Return a key or a message short enough to be sent back, an index as it is."""
+    return part[: MAX_TEXT - 1] + "…" if isinstance(part, str) and len(part) > MAX_TEXT else part

@@ -1,0 +1,311 @@
+"""Media types, and values that JSON or msgpack do not know by themselves."""
+
+import datetime
+import decimal
+import enum
+import uuid
+from typing import Any
+
+import msgpack
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ventu_lite.codecs import (
+    MEDIA_TYPE,
+    deep_plain,
+    media_types,
+    pack,
+    plain,
+    request_codec,
+    response_type,
+    sniff,
+    unpack,
+)
+from ventu_lite.config import Codec, CodecSetting
+from ventu_lite.errors import MalformedPayload, NotAcceptable, UnsupportedMediaType
+
+JSON = "application/json"
+MSGPACK = "application/msgpack"
+X_MSGPACK = "application/x-msgpack"
+BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
+
+
+class Color(enum.Enum):
+    RED = "red"
+
+
+class Level(enum.IntEnum):
+    HIGH = 3
+
+
+# ------------------------------------------------------------------------- media types
+
+
+@pytest.mark.parametrize(
+    ("payload", "codec"),
+    [
+        pytest.param(b'{"a": 1}', "json", id="object"),
+        pytest.param(b"[1]", "json", id="array"),
+        pytest.param(b' \n"x"', "json", id="space first"),
+        pytest.param(b"-1.5", "json", id="number"),
+        pytest.param(b"true", "json", id="word"),
+        pytest.param(b"", "json", id="empty, whose users read JSON errors"),
+        pytest.param(b"\x81\xa1a\x01", "msgpack", id="map"),
+        pytest.param(b"\x91\x01", "msgpack", id="msgpack array"),
+        pytest.param(b"\xdf\0\0\0\0", "msgpack", id="large map"),
+        pytest.param(b"\xff\xfe", "msgpack", id="nonsense"),
+    ],
+)
+def test_the_first_byte_tells_the_codec(payload: bytes, codec: Codec) -> None:
+    assert sniff(payload) == codec
+
+
+@given(st.dictionaries(st.text(), st.integers(-(2**63), 2**63)) | st.lists(st.floats(), min_size=1))
+def test_every_map_and_array_of_msgpack_is_told_from_json(value: Any) -> None:
+    assert sniff(msgpack.packb(value)) == "msgpack"
+
+
+@pytest.mark.parametrize(
+    ("setting", "types"),
+    [("auto", [JSON, MSGPACK]), ("json", [JSON]), ("msgpack", [MSGPACK])],
+)
+def test_a_setting_chooses_the_media_types(setting: CodecSetting, types: list[str]) -> None:
+    assert media_types(setting) == types
+
+
+@pytest.mark.parametrize(
+    ("content_type", "codec"),
+    [
+        (JSON, "json"),
+        ("Application/JSON", "json"),
+        (" application/json ;charset=utf-8", "json"),
+        ('application/json; charset="UTF-8"', "json"),
+        ("application/json; charset=us-ascii", "json"),
+        ("application/json;", "json"),
+        (MSGPACK, "msgpack"),
+        (X_MSGPACK, "msgpack"),
+        ("APPLICATION/X-MSGPACK", "msgpack"),
+        ("application/vnd.msgpack", "msgpack"),
+        ("", None),
+        ("*/*", None),
+        ("application/octet-stream", None),
+        ("application/x-www-form-urlencoded", None),
+        ("application/x-www-form-urlencoded; charset=UTF-8", None),
+    ],
+)
+def test_content_types_that_are_read(content_type: str, codec: Codec | None) -> None:
+    assert request_codec(content_type, "auto") == codec
+
+
+@pytest.mark.parametrize("setting", ["json", "msgpack"])
+def test_an_unspecific_type_is_the_one_codec_that_is_set(setting: Codec) -> None:
+    assert request_codec("", setting) == setting
+
+
+@pytest.mark.parametrize(
+    ("content_type", "setting", "message"),
+    [
+        ("text/plain", "auto", f"'text/plain' is not read here; send {JSON} or {MSGPACK}$"),
+        ("multipart/form-data; boundary=x", "auto", "'multipart/form-data' is not read"),
+        ("application/problem+json", "auto", "is not read here"),
+        (MSGPACK, "json", f"send {JSON}$"),
+        (JSON, "msgpack", f"send {MSGPACK}$"),
+        ("application/json; charset=latin-1", "auto", "charset 'latin-1' .* send utf-8"),
+        ("x" * 5000, "auto", "^content type 'x{100}' is not"),
+    ],
+)
+def test_content_types_that_are_refused(
+    content_type: str, setting: CodecSetting, message: str
+) -> None:
+    with pytest.raises(UnsupportedMediaType, match=message):
+        request_codec(content_type, setting)
+
+
+@pytest.mark.parametrize(
+    ("accept", "own", "answer"),
+    [
+        pytest.param("", JSON, JSON, id="none: own"),
+        pytest.param("", MSGPACK, MSGPACK, id="none: own msgpack"),
+        pytest.param("", X_MSGPACK, X_MSGPACK, id="none: own by its old name"),
+        pytest.param("*/*", MSGPACK, MSGPACK, id="anything: own"),
+        pytest.param("application/*", X_MSGPACK, X_MSGPACK, id="any application: own"),
+        pytest.param(JSON, MSGPACK, JSON, id="the other one"),
+        pytest.param("APPLICATION/JSON", MSGPACK, JSON, id="capitals"),
+        pytest.param(X_MSGPACK, JSON, X_MSGPACK, id="by its old name"),
+        pytest.param("application/vnd.msgpack", JSON, "application/vnd.msgpack", id="registered"),
+        pytest.param(f"{JSON};q=0.4, {MSGPACK};q=0.5", JSON, MSGPACK, id="the better one"),
+        pytest.param(f"{JSON}, {MSGPACK}", MSGPACK, MSGPACK, id="a tie: own"),
+        pytest.param(f"{JSON};q=0, */*", JSON, MSGPACK, id="anything but"),
+        pytest.param(BROWSER, JSON, JSON, id="a browser"),
+        pytest.param(f"{JSON}; charset=utf-8", MSGPACK, JSON, id="charset"),
+        pytest.param(f"{JSON};v=1;q=0.9, {MSGPACK};q=0.1", MSGPACK, JSON, id="parameter and q"),
+        pytest.param("application/problem+json", JSON, JSON, id="problem documents alone"),
+        pytest.param(f"{JSON}, application/problem+json", JSON, JSON, id="with problems"),
+        pytest.param(f"text/html, {MSGPACK}", JSON, MSGPACK, id="one of them known"),
+    ],
+)
+def test_the_answer_comes_in_what_the_client_accepts(accept: str, own: str, answer: str) -> None:
+    assert response_type(accept, own, "auto") == answer
+
+
+def test_the_setting_limits_the_answer() -> None:
+    assert response_type("*/*", MSGPACK, "json") == JSON
+
+
+@pytest.mark.parametrize(
+    ("accept", "setting"),
+    [
+        ("text/html", "auto"),
+        ("*/*;q=0", "auto"),
+        ("garbage", "auto"),
+        (f"{JSON};q=0, {MSGPACK};q=0", "auto"),
+        (MSGPACK, "json"),
+    ],
+)
+def test_a_client_that_accepts_nothing_is_told_so(accept: str, setting: CodecSetting) -> None:
+    with pytest.raises(NotAcceptable, match="; accept application/json"):
+        response_type(accept, JSON, setting)
+
+
+@given(st.text(max_size=60), st.text(max_size=60))
+def test_no_header_does_more_than_fail_cleanly(accept: str, content_type: str) -> None:
+    try:
+        assert response_type(accept, JSON, "auto")
+    except NotAcceptable:
+        pass
+    try:
+        request_codec(content_type, "auto")
+    except UnsupportedMediaType:
+        pass
+
+
+def test_every_codec_has_its_media_type() -> None:
+    assert MEDIA_TYPE == {"json": JSON, "msgpack": MSGPACK}
+
+
+# -------------------------------------------------------------------- reading msgpack
+
+
+@pytest.mark.parametrize(
+    ("payload", "reason"),
+    [
+        pytest.param(b"", "incomplete", id="empty"),
+        pytest.param(b"\xa5abc", "incomplete", id="truncated string"),
+        pytest.param(b"\x93\x01", "exceeds", id="truncated array"),
+        pytest.param(b"\x01\x00", "extra", id="a tail"),
+        pytest.param(b"\xc1", "FormatError", id="the byte that means nothing"),
+        pytest.param(b"\x91" * 1100 + b"\x01", "StackError", id="too deep"),
+        pytest.param(b"\xa1\xff", "utf-8", id="bad UTF-8"),
+        pytest.param(b"\x81\x01\x01", "int is not allowed for map key", id="integer key"),
+        pytest.param(b"\x81\x91\x01\x01", "list is not allowed for map key", id="list as key"),
+        pytest.param(b"\xdd\xff\xff\xff\xff", "4294967295 exceeds", id="a length of 4e9"),
+        pytest.param(
+            msgpack.packb(msgpack.Timestamp(2**50)), "", id="a date in the year 35 million"
+        ),
+        pytest.param(b"\xc7\x03\xff\x00\x00\x00", "", id="a Timestamp of three bytes"),
+        pytest.param(b'{"text": "x"}', "extra", id="JSON"),
+    ],
+)
+def test_bad_msgpack_is_malformed(payload: bytes, reason: str) -> None:
+    with pytest.raises(MalformedPayload, match=f"^the body is not valid msgpack: .*{reason}"):
+        unpack(payload)
+
+
+@given(st.binary(max_size=60))
+def test_any_bytes_are_a_value_or_malformed(payload: bytes) -> None:
+    try:
+        unpack(payload)
+    except MalformedPayload as exc:
+        assert len(str(exc)) < 250
+
+
+def test_a_timestamp_becomes_an_aware_datetime() -> None:
+    moment = datetime.datetime(2026, 1, 2, 3, tzinfo=datetime.timezone.utc)
+    assert unpack(msgpack.packb(moment, datetime=True)) == moment
+
+
+# ------------------------------------------------------------- writing what they lack
+
+
+@pytest.mark.parametrize(
+    ("value", "simple"),
+    [
+        pytest.param(b"\xff", b"\xff", id="bytes"),
+        pytest.param(datetime.datetime(2026, 1, 2, 3), "2026-01-02T03:00:00", id="datetime"),
+        pytest.param(datetime.date(2026, 1, 2), "2026-01-02", id="date"),
+        pytest.param(datetime.timedelta(seconds=3), "PT3S", id="timedelta"),
+        pytest.param(decimal.Decimal("1.50"), "1.50", id="Decimal"),
+        pytest.param(uuid.UUID(int=1), "00000000-0000-0000-0000-000000000001", id="UUID"),
+        pytest.param(Color.RED, "red", id="Enum"),
+        pytest.param(Level.HIGH, 3, id="IntEnum"),
+        pytest.param({1}, [1], id="set"),
+        pytest.param(1 + 2j, "1+2j", id="complex"),
+        pytest.param({Color.RED: 1}, {"red": 1}, id="Enum as key"),
+        pytest.param({uuid.UUID(int=1): 1}, {str(uuid.UUID(int=1)): 1}, id="UUID as key"),
+        pytest.param(float("inf"), float("inf"), id="infinity"),
+        pytest.param(np.float32(0.5), 0.5, id="float32"),
+        pytest.param(np.float64(0.5), 0.5, id="float64"),
+        pytest.param(np.int64(3), 3, id="int64"),
+        pytest.param(np.bool_(True), True, id="bool_"),
+        pytest.param(np.str_("a"), "a", id="str_"),
+        pytest.param(np.array(3), 3, id="0-d array"),
+        pytest.param(np.ones((2, 2)), [[1.0, 1.0], [1.0, 1.0]], id="2-d array"),
+        pytest.param({"a": [np.arange(2)]}, {"a": [[0, 1]]}, id="nested array"),
+        pytest.param(np.datetime64("2026-01-02"), "2026-01-02", id="datetime64"),
+        pytest.param(
+            np.array(["2026-01-02"], "datetime64[D]"), ["2026-01-02"], id="array of dates"
+        ),
+    ],
+)
+def test_msgpack_says_it_in_simple_words(value: Any, simple: Any) -> None:
+    assert msgpack.unpackb(pack(value)) == simple
+
+
+@pytest.mark.parametrize(
+    ("value", "error"),
+    [
+        pytest.param(2**64, OverflowError, id="65 bits"),
+        pytest.param("\ud800", ValueError, id="half a surrogate pair"),
+        pytest.param(object(), TypeError, id="a type nobody knows"),
+        pytest.param({"a": object()}, TypeError, id="inside a map"),
+        pytest.param({object()}, TypeError, id="inside a set"),
+    ],
+)
+def test_msgpack_refuses_what_it_cannot_say(value: Any, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        pack(value)
+
+
+class Holder:
+    """Looks like a torch tensor from here."""
+
+    def tolist(self) -> list[float]:
+        return [0.5]
+
+
+@pytest.mark.parametrize(
+    ("value", "simple"),
+    [
+        pytest.param(Holder(), [0.5], id="top"),
+        pytest.param({Holder(), 1}, None, id="in a set"),
+        pytest.param(np.float32(0.5), 0.5, id="scalar"),
+    ],
+)
+def test_plain_knows_what_has_a_tolist(value: Any, simple: Any) -> None:
+    written = plain(value)
+    assert written == simple if simple is not None else [0.5] in written
+
+
+def test_deep_plain_looks_into_containers_and_leaves_the_rest_alone() -> None:
+    rest = object()
+    value = {np.str_("k"): (np.float32(0.5), [np.arange(2), rest]), "t": Holder()}
+    assert deep_plain(value) == {"k": [0.5, [[0, 1], rest]], "t": [0.5]}
+
+
+@pytest.mark.parametrize("shape", [(), (2,), (2, 2)])
+def test_torch_tensors_are_lists(shape: tuple[int, ...]) -> None:
+    torch = pytest.importorskip("torch")
+    tensor = torch.ones(shape, requires_grad=True)
+    assert msgpack.unpackb(pack({"a": tensor})) == {"a": np.ones(shape).tolist()}
