@@ -15,17 +15,8 @@ from pathlib import Path
 from types import TracebackType
 
 from ventu_lite.errors import ProtocolError
-from ventu_lite.protocol import (
-    Batch,
-    BatchingConnection,
-    Closed,
-    Event,
-    FrameDecoder,
-    Hello,
-    Results,
-    State,
-    encode_frame,
-)
+from ventu_lite.frames import FrameDecoder, encode_frame
+from ventu_lite.protocol import Batch, BatchingConnection, Closed, Event, Hello, Results, State
 from ventu_lite.worker import connect_tcp, connect_unix
 
 DATA = Path(__file__).parent / "data"

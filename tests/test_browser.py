@@ -1,7 +1,6 @@
 """The pages in a real browser that has no network: what people see, and what they can do."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from browser import (
@@ -12,15 +11,14 @@ from browser import (
     serve,
     wait_for_text,
 )
-from flask import Blueprint, Flask, Response, jsonify, request
-from pydantic import BaseModel, Field, TypeAdapter
+from flask import Flask
+from pydantic import BaseModel, Field
 from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support import expected_conditions
 from selenium.webdriver.support.wait import WebDriverWait
 
-from ventu_lite.openapi import document
-from ventu_lite.pages import Endpoint, add_pages, home
+from ventu_lite import Service
 
 EXAMPLE = {"cat_text": "my cat is very cute"}
 
@@ -33,47 +31,21 @@ class Answer(BaseModel):
     positive_score: float = Field(ge=0, le=1)
 
 
-def describe(server: str) -> dict[str, Any]:
-    return document(
-        name="Sentiment",
-        version="1.0",
-        description="Is it *nice*?",
-        request=TypeAdapter(Request),
-        response=TypeAdapter(Answer),
-        examples=[EXAMPLE],
-        media_types=["application/json", "application/msgpack"],
-        server=server,
-    )
+def make_service() -> Service:
+    service = Service("Sentiment", version="1.0", examples=EXAMPLE)
 
+    @service.infer
+    def rate(request: Request) -> Answer:
+        return Answer(positive_score=0.875 if "cute" in request.cat_text else 0.125)
 
-def make_blueprint() -> Blueprint:
-    blueprint = Blueprint("sentiment", __name__)
-    add_pages(blueprint, title="Sentiment", document=describe)
-
-    @blueprint.post("/inference")
-    def infer() -> Response:
-        text = Request.model_validate(request.json).cat_text
-        return jsonify(positive_score=0.875 if "cute" in text else 0.125)
-
-    @blueprint.get("/")
-    def index() -> Response:
-        endpoints = [
-            Endpoint("POST", "/inference", "Run the model on one request"),
-            Endpoint("GET", "/health", "Run the example and compare the answer"),
-            Endpoint("GET", "/readyz", "Can an inference be answered now?"),
-            Endpoint("GET", "/metrics", "Measurements for Prometheus"),
-            Endpoint("GET", "/apidoc/swagger", "The API document, to try out"),
-            Endpoint("GET", "/apidoc/redoc", "The API document, to read"),
-        ]
-        return home(endpoints, title="Sentiment", version="1.0", examples=[EXAMPLE])
-
-    return blueprint
+    return service
 
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
+    """The service, not at the root of its app."""
     app = Flask(__name__)
-    app.register_blueprint(make_blueprint(), url_prefix="/v1")
+    app.register_blueprint(make_service().blueprint, url_prefix="/v1")
     with serve(app) as root:
         yield f"{root}/v1"
 
@@ -150,6 +122,18 @@ def test_redoc_finds_what_is_searched(browser: Chrome, address: str) -> None:
 
     assert "Prometheus" in result.text
     assert console_errors(browser) == []
+
+
+def test_try_it_out_shows_what_was_wrong(browser: Chrome, address: str) -> None:
+    browser.get(f"{address}/apidoc/swagger#/inference/infer")
+    body = (By.CSS_SELECTOR, "#operations-inference-infer textarea.body-param__text")
+    wait = WebDriverWait(browser, TIMEOUT)
+    wait.until(expected_conditions.element_to_be_clickable(body)).clear()
+    browser.find_element(*body).send_keys('{"cat_text": "?"}')
+    execute = (By.CSS_SELECTOR, "#operations-inference-infer button.execute")
+    button = wait.until(expected_conditions.element_to_be_clickable(execute))
+    browser.execute_script("arguments[0].click()", button)
+    wait_for_text(browser, "1 field does not fit the request schema", "string_too_short")
 
 
 def test_home_page_links_to_the_document(browser: Chrome, address: str) -> None:

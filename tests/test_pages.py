@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
 
@@ -17,6 +18,7 @@ from pydantic import TypeAdapter
 from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.test import TestResponse
 
+from ventu_lite import Service
 from ventu_lite.openapi import document
 from ventu_lite.pages import Endpoint, add_pages, home
 
@@ -227,10 +229,63 @@ def test_redoc_asks_no_other_host_for_its_logo() -> None:
 
 
 def test_swagger_does_not_obey_the_address_bar() -> None:
-    script = make_client().get("/apidoc/static/swagger-start.js").text
-
+    with make_client().get("/apidoc/static/swagger-start.js") as response:
+        script = response.get_data(as_text=True)
     assert "queryConfigEnabled: false" in script
     assert "validatorUrl: null" in script
+
+
+def make_service() -> Service:
+    service = Service("numbers", version="2.0", examples=[20, 1])
+
+    @service.infer
+    def double(number: int) -> int:
+        return 2 * number
+
+    return service
+
+
+def test_every_endpoint_of_a_service_is_served() -> None:
+    client = make_service().app.test_client()
+    endpoints = client.get("/").get_json()["endpoints"]
+
+    assert endpoints[0]["path"] == "/inference"
+    for endpoint in endpoints:
+        response = client.open(endpoint["path"], method=endpoint["method"], json=20)
+        assert response.status_code in (200, 503), endpoint  # not ready yet
+
+
+def test_command_of_a_service_runs_an_inference() -> None:
+    client = make_service().app.test_client()
+    words = shlex.split(shown_command(home_page(client)).replace("\\\n", ""))
+    url, body = words[1], words[words.index("-d") + 1]
+
+    assert url == "http://localhost/inference"
+    assert client.post("/inference", data=body, content_type="application/json").get_json() == 40
+
+
+def test_document_of_a_service_is_below_its_prefix() -> None:
+    app = Flask(__name__)
+    app.register_blueprint(make_service().blueprint, url_prefix="/v1")
+    openapi = app.test_client().get("/v1/apidoc/openapi.json").get_json()
+
+    assert openapi["info"] == {"title": "numbers", "version": "2.0"}
+    assert openapi["servers"] == [{"url": "/v1"}]
+    content = openapi["paths"]["/inference"]["post"]["requestBody"]["content"]
+    assert content["application/json"]["schema"] == {"type": "integer"}
+    assert content["application/json"]["examples"]["example 1"] == {"value": 20}
+
+
+def test_templates_of_the_user_stay_out_of_ours(tmp_path: Path) -> None:
+    """His app may well have a ``home.html`` and a ``page.html``."""
+    for name in ("home.html", "page.html", "swagger.html"):
+        (tmp_path / name).write_text("his")
+    app = Flask(__name__, template_folder=str(tmp_path))
+    app.register_blueprint(make_blueprint())
+    client = app.test_client()
+
+    assert "swagger-start.js" in client.get("/apidoc/swagger").text
+    assert "Served by ventu_lite" in home_page(client).text
 
 
 @pytest.mark.parametrize("theirs_first", [True, False])

@@ -15,7 +15,7 @@ import msgpack
 import pytest
 from peers import MAX_MESSAGE, BatchingPeer, Capture, replay
 
-from ventu_lite import worker as worker_module
+from ventu_lite import session as session_module
 from ventu_lite.errors import ProtocolError
 from ventu_lite.protocol import (
     Batch,
@@ -141,8 +141,8 @@ def peer() -> Iterator[Peer]:
 
 @pytest.fixture
 def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_module, "SILENCE_TIMEOUT", 0.05)
-    monkeypatch.setattr(worker_module, "SLOWEST_WRITE", 1 << 30)
+    monkeypatch.setattr(session_module, "SILENCE_TIMEOUT", 0.05)
+    monkeypatch.setattr(session_module, "SLOWEST_WRITE", 1 << 30)
 
 
 def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -237,12 +237,32 @@ def test_results_too_large_for_a_message_become_500(caplog: pytest.LogCaptureFix
         return Results({id: payload * 100 for id, payload in batch.payloads.items()})
 
     with BatchingPeer() as peer, running(make_worker(peer.connect, answer, max_message=3000)):
-        assert peer.submit([b"x", b"y" * 40]) == [(200, b"x" * 100), (500, b"")]
+        answered, refused = peer.submit([b"x", b"y" * 40])
+    assert answered == (200, b"x" * 100)
+    assert refused[0] == 500
+    document = msgpack.unpackb(refused[1])  # its payload looks like msgpack
+    assert document["detail"] == "the response is too large to be sent"
     (warning,) = warnings_of(caplog)
     assert re.fullmatch(
         r"message of \d+ bytes, expected at most 3000; answering 500 for the largest results",
         warning,
     )
+
+
+def test_the_body_for_a_response_that_is_too_large_can_be_chosen() -> None:
+    def answer(batch: Batch) -> Results:
+        return Results(dict.fromkeys(batch.payloads, bytes(5000)))
+
+    with BatchingPeer() as peer:
+        worker = Worker(
+            answer,
+            peer.connect,
+            address="the peer",
+            max_message=3000,
+            too_large=lambda job, payload: b"no " + payload,
+        )
+        with running(worker):
+            assert peer.submit([b"x"]) == [(500, b"no x")]
 
 
 def test_jobs_that_were_left_out_are_handed_out_again() -> None:
@@ -423,7 +443,7 @@ def test_stop_while_idle(peer: Peer) -> None:
 def test_stop_while_idle_with_a_peer_that_does_not_know_bye(
     peer: Peer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_module, "LEAVE_TIMEOUT", 0.05)
+    monkeypatch.setattr(session_module, "LEAVE_TIMEOUT", 0.05)
     worker = make_worker(peer.connect)
     with running(worker):
         line = peer.accept()
