@@ -1,12 +1,18 @@
 """Where a batching service and its workers meet: a Unix socket or a TCP address."""
 
+import ipaddress
+import os
+import re
+import sys
 from dataclasses import dataclass
 from typing import Final, Literal
 
 from .errors import ConfigError
 
-# sun_path of Linux, less the final NUL; other systems have 4 bytes less.
-MAX_PATH: Final = 107
+# The size of sun_path, less the final NUL.
+MAX_PATH: Final = 107 if sys.platform.startswith("linux") else 103
+
+_HOST_PORT: Final = re.compile(r"(?:\[([0-9A-Za-z:.%]+)\]|([^\s:/\[\]]*)):([0-9]{1,5})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +20,7 @@ class UnixAddress:
     """A path in the file system.
 
     Raises:
-        ConfigError: The path is longer than a socket's name can be.
+        ConfigError: The path is empty, or longer than a socket's name can be.
     """
 
     path: str
@@ -22,7 +28,9 @@ class UnixAddress:
     protocol: Literal["unix"] = "unix"
 
     def __post_init__(self) -> None:
-        size = len(self.path.encode())
+        size = len(os.fsencode(self.path))
+        if size == 0:
+            raise ConfigError("the socket path is empty, expected one such as batching.socket")
         if size > MAX_PATH:
             raise ConfigError(
                 f"the socket path has {size} bytes, a Unix socket allows {MAX_PATH}:"
@@ -38,7 +46,7 @@ class TCPAddress:
     """A host, by name or number, and a port.
 
     Raises:
-        ConfigError: There is no such port.
+        ConfigError: There cannot be such a host, or there is no such port.
     """
 
     host: str
@@ -50,9 +58,27 @@ class TCPAddress:
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port {self.port} does not exist, expected 0 to 65535")
 
-    def __str__(self) -> str:
+        try:
+            self.host.encode("idna")
+        except UnicodeError as exc:
+            raise ConfigError(f"{self.host!r} is no name of a host: {exc}") from None
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can get there."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:  # a name
+            return self.host == "localhost"
+
+    @property
+    def authority(self) -> str:
+        """``HOST:PORT``, with brackets around an IPv6 address."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"tcp:{host}:{self.port}"
+        return f"{host}:{self.port}"
+
+    def __str__(self) -> str:
+        return f"tcp:{self.authority}"
 
     @classmethod
     def parse(cls, text: str) -> "TCPAddress":
@@ -61,12 +87,10 @@ class TCPAddress:
         Raises:
             ConfigError: It is none of these.
         """
-        host, colon, port = text.rpartition(":")
-        if not colon or not port.isascii() or not port.isdigit():
-            raise ConfigError(f"{text!r} is no HOST:PORT, such as 127.0.0.1:8765")
-        if ":" in host and not (host.startswith("[") and host.endswith("]")):
-            raise ConfigError(f"{text!r} has several colons; put the host in brackets, [::1]:8765")
-        return cls(host.strip("[]") or "127.0.0.1", int(port))
+        match = _HOST_PORT.fullmatch(text)
+        if match is None:
+            raise ConfigError(f"{text!r} is no HOST:PORT, such as 127.0.0.1:8765 or [::1]:8765")
+        return cls(match[1] or match[2] or "127.0.0.1", int(match[3]))
 
 
 Address = UnixAddress | TCPAddress

@@ -1,19 +1,23 @@
 """Compose a service into a Flask blueprint, or into an app of its own."""
 
 import logging
+import os
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from flask import Blueprint, Flask, Response, current_app, jsonify, request
 from flask.blueprints import BlueprintSetupState
+from flask.sansio.app import App
 from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import HTTPException
+from werkzeug.routing import Rule
 
 from .codecs import media_types
 from .errors import RegistrationError
 from .exposition import exposition, flask_series
-from .inference import Inference, problem_response, request_id_of
+from .inference import Inference, problem_response, request_id_of, whole_seconds
 from .openapi import document
 from .pages import Endpoint, add_pages, home
 
@@ -42,11 +46,13 @@ class Mounted:
 
     Attributes:
         service: The service.
-        prefix: Where its routes are, "" at the root.
+        prefix: Where its routes are, "" at the root; the first place, if there are several.
+        blueprints: The names under which the app knows its routes, one for each place.
     """
 
     service: "Service"
     prefix: str
+    blueprints: list[str] = field(default_factory=list)
 
 
 def services_of(app: Flask) -> dict[str, Mounted]:
@@ -57,10 +63,11 @@ def services_of(app: Flask) -> dict[str, Mounted]:
 
 def create_app(service: "Service") -> Flask:
     """Return a Flask app that holds one service and answers every error with a problem document."""
-    app = Flask(_identifier(service.name), static_folder=None)
+    # A root path, or Flask looks for one in the module that happens to have the service's name.
+    app = Flask(_identifier(service.name), root_path=os.getcwd(), static_folder=None)
     flask_series().measure(app)
     app.register_blueprint(_routes(service))
-    app.register_error_handler(HTTPException, _problem)
+    app.register_error_handler(HTTPException, answer_problem)
     return app
 
 
@@ -79,8 +86,7 @@ def run_http(service: "Service", *, host: str | None = None, port: int | None = 
 
 def _routes(service: "Service") -> Blueprint:
     composition = service.compose()
-    blueprint = Blueprint(f"ventu_{_identifier(service.name)}", __name__)
-    blueprint.record(lambda state: _hold(service, state))
+    blueprint = _ServiceBlueprint(service)
     views = _Views(service)
     blueprint.add_url_rule("/inference", "inference", Inference(service), methods=["POST"])
     for name in ("health", "livez", "readyz", "metrics"):
@@ -105,20 +111,48 @@ def _routes(service: "Service") -> Blueprint:
     return blueprint
 
 
+def blueprint_name(service: "Service") -> str:
+    """Return what the blueprint of a service is called, unless the app calls it otherwise."""
+    return f"ventu_{_identifier(service.name)}"
+
+
 def _identifier(name: str) -> str:
     return re.sub(r"\W", "_", name).lower()
 
 
-def _hold(service: "Service", state: BlueprintSetupState) -> None:
-    """Remember which services an app holds, for the command line."""
-    mounted = state.app.extensions.setdefault(EXTENSION, {})
-    known = mounted.get(service.name)
-    if known is not None and known.service is not service:
-        raise RegistrationError(
-            f"two services of this app are called {service.name!r};"
-            " give each Service(...) a name of its own"
-        )
-    mounted.setdefault(service.name, Mounted(service, state.url_prefix or ""))
+class _ServiceBlueprint(Blueprint):
+    """The routes of one service; the app that registers them knows that it holds the service."""
+
+    def __init__(self, service: "Service") -> None:
+        super().__init__(blueprint_name(service), __name__)
+        self._service = service
+        self.record(self._hold)
+
+    def register(self, app: App, options: dict[str, Any]) -> None:
+        """Refuse a second service of the same name, which would share its metrics."""
+        service = self._service
+        for other in app.blueprints.values():
+            if not isinstance(other, _ServiceBlueprint) or other._service is service:
+                continue
+            if other._service.name == service.name:
+                raise RegistrationError(
+                    f"two services of this app are called {service.name!r};"
+                    " give each Service(...) a name of its own"
+                )
+        super().register(app, options)
+
+    def _hold(self, state: BlueprintSetupState) -> None:
+        service, prefix = self._service, state.url_prefix or ""
+        mounted: dict[str, Mounted] = state.app.extensions.setdefault(EXTENSION, {})
+        for other in mounted.values():
+            if other.service is service or other.prefix != prefix or state.subdomain:
+                continue
+            raise RegistrationError(
+                f"service {service.name!r} comes to a place where already {other.service.name!r}"
+                " is, and would never be asked; register its blueprint with another url_prefix"
+            )
+        here = mounted.setdefault(service.name, Mounted(service, prefix))
+        here.blueprints.append(f"{state.name_prefix}.{state.name}".lstrip("."))
 
 
 class _Views:
@@ -143,7 +177,9 @@ class _Views:
         if startup.is_ready:
             return _uncached(jsonify(status="ready"))
         startup.begin()
-        return _uncached(jsonify(status="not ready", detail=startup.why_not()), 503)
+        response = _uncached(jsonify(status="not ready", detail=startup.why_not()), 503)
+        response.headers["Retry-After"] = whole_seconds(startup.retry_after())
+        return response
 
     def metrics(self) -> ResponseReturnValue:
         """Show the metrics of this process, or of all that share a directory."""
@@ -167,18 +203,44 @@ class _Views:
 
 
 def _own_page() -> ResponseReturnValue | None:
-    """Return the user's answer for this path, if one of his routes came after ours."""
-    rule = request.url_rule
-    for other in current_app.url_map.iter_rules():
-        if (
-            rule is not None
-            and other.rule == rule.rule
-            and other.endpoint != rule.endpoint
-            and "GET" in (other.methods or ())
-        ):
-            view = current_app.view_functions[other.endpoint]
-            answer: ResponseReturnValue = current_app.ensure_sync(view)()
-            return answer
+    """Return the user's answer for this path, if one of his routes came after ours.
+
+    Flask takes the first route; from here on the request is the user's, as if ours were not there.
+    """
+    ours = request.url_rule
+    for rule in current_app.url_map.iter_rules():
+        if ours and _place(rule) == _place(ours) and _is_get(rule) and not _is_ours(rule):
+            before = request.blueprints
+            request.url_rule, request.view_args = rule, dict(rule.defaults or {})
+            answer = _run_hooks([name for name in request.blueprints if name not in before])
+            return current_app.dispatch_request() if answer is None else answer
+    return None
+
+
+def _place(rule: Rule) -> tuple[str | None, ...]:
+    return rule.host, rule.subdomain, rule.rule
+
+
+def _is_ours(rule: Rule) -> bool:
+    blueprint = current_app.blueprints.get(rule.endpoint.rpartition(".")[0])
+    return isinstance(blueprint, _ServiceBlueprint)
+
+
+def _is_get(rule: Rule) -> bool:
+    return rule.methods is None or "GET" in rule.methods
+
+
+def _run_hooks(blueprints: Sequence[str]) -> ResponseReturnValue | None:
+    """Run what blueprints want to be run before their views, as Flask does."""
+    app = current_app
+    for name in reversed(blueprints):
+        for preprocessor in app.url_value_preprocessors.get(name, ()):
+            preprocessor(request.endpoint, request.view_args)
+    for name in reversed(blueprints):
+        for hook in app.before_request_funcs.get(name, ()):
+            answer: ResponseReturnValue | None = app.ensure_sync(hook)()
+            if answer is not None:
+                return answer
     return None
 
 
@@ -188,7 +250,7 @@ def _uncached(response: Response, status: int = 200) -> Response:
     return response
 
 
-def _problem(exc: HTTPException) -> ResponseReturnValue:
+def answer_problem(exc: HTTPException) -> ResponseReturnValue:
     """Answer what Flask itself refuses, such as a wrong method."""
     request_id = request_id_of(request.environ)
     response = problem_response(exc, request_id)

@@ -1,29 +1,44 @@
 """The commands. They parse, call one function of a shell, and turn its errors into exit codes."""
 
-import functools
+import contextlib
 import logging
+import os
+import shutil
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
+import tempfile
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 from flask import Flask
 from flask.cli import FlaskGroup, NoAppException, ScriptInfo, pass_script_info
 
 from .addresses import Address, TCPAddress, UnixAddress
+from .batching.command import batching, warn_if_open
 from .config import Config, LogFormat, LogLevel
-from .errors import ConfigError, RegistrationError, ServiceNotFound
+from .errors import ConfigError, ServiceNotFound
+from .options import (
+    CANNOT_LISTEN,
+    CRASHED,
+    WRONG_USAGE,
+    batching_options,
+    exits,
+    fail,
+    listening_address,
+    log_options,
+    worker_address_options,
+)
 
 if TYPE_CHECKING:
+    from .blueprint import Mounted
     from .service import Service
 
 log = logging.getLogger(__name__)
 
-CRASHED: Final = 1  # the service, or the contract that `check` looks after, is broken
-WRONG_USAGE: Final = 2  # as click has it: a bad option, no such app, no such service
-CANNOT_LISTEN: Final = 3  # an address is taken, or cannot be reached for good
-
-F = TypeVar("F", bound=Callable[..., Any])
+_HOW_TO_HAVE_AN_APP: Final = (
+    "Name the file that holds the service: `python -m ventu_lite --app FILE.py ...`."
+    " It needs a line `app = service.app` below the decorated functions."
+)
 
 
 class _Group(FlaskGroup):
@@ -43,8 +58,9 @@ class _Group(FlaskGroup):
 _EPILOG = """\b
 Examples:
   flask --app samples/sentiment.py run
+  python -m ventu_lite --app samples/sentiment.py serve --workers 2
+  python -m ventu_lite batching --unix batching.socket
   python -m ventu_lite --app samples/sentiment.py worker --unix batching.socket
-  python -m ventu_lite --app samples/sentiment.py worker --tcp 127.0.0.1:8765
 """
 
 group = _Group(
@@ -57,54 +73,15 @@ group = _Group(
 group = click.version_option(package_name="ventu-lite", prog_name="ventu_lite")(group)
 
 
-def common_options(fn: F) -> F:
-    """Give a command the options that all have."""
-    options = [
-        click.option("--service", "service_name", metavar="NAME", help="Which, of several."),
-        click.option(
-            "--log-level",
-            type=click.Choice(["debug", "info", "warning", "error", "critical"]),
-            help="What is worth a line.  [default: info]",
-        ),
-        click.option(
-            "--log-format",
-            type=click.Choice(["text", "json"]),
-            help="For people or for machines.  [default: text]",
-        ),
-    ]
-    for option in reversed(options):
-        fn = option(fn)
-    return fn
+group.add_command(batching)
 
-
-def exits(fn: F) -> F:
-    """Turn the errors of a command into one line and an exit code."""
-
-    @functools.wraps(fn)
-    def command(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return fn(*args, **kwargs)
-        except (ConfigError, RegistrationError, ServiceNotFound) as exc:
-            _exit(str(exc), WRONG_USAGE)
-        except NoAppException as exc:
-            _exit(f"{exc.message}\n\n{_HOW_TO_HAVE_AN_APP}", WRONG_USAGE)
-
-    return command  # type: ignore[return-value]  # it has the signature of fn
-
-
-_HOW_TO_HAVE_AN_APP = (
-    "A file with a service needs a line `app = service.app` below the decorated functions;"
-    " name it with `python -m ventu_lite --app FILE.py ...`."
+service_option = click.option(
+    "--service", "service_name", metavar="NAME", help="Which, of several."
 )
 
 
-def _exit(message: str, code: int) -> NoReturn:
-    click.echo(f"Error: {message}", err=True)
-    sys.exit(code)
-
-
-def find_service(app: Flask, name: str | None) -> "Service":
-    """Return the service of an app.
+def find_service(app: Flask, name: str | None) -> "Mounted":
+    """Return the service of an app, and where it is mounted.
 
     Raises:
         ServiceNotFound: There is none, none of that name, or several and no name was given.
@@ -127,20 +104,49 @@ def find_service(app: Flask, name: str | None) -> "Service":
         raise ServiceNotFound(
             f"the app {app.name!r} holds no service {chosen!r}; it has {_names(mounted)}"
         )
-    return mounted[chosen].service
+    return mounted[chosen]
 
 
 def _names(mounted: dict[str, Any]) -> str:
     return ", ".join(repr(name) for name in mounted)
 
 
-def _set_up_logging(config: Config) -> None:
+def _load_service(
+    info: ScriptInfo,
+    name: str | None,
+    *,
+    log_level: LogLevel | None,
+    log_format: LogFormat | None,
+) -> "tuple[Flask, Mounted, Config]":
+    """Return the app and the service that the user means, and its settings under the log flags.
+
+    What the operator says of logs is heard before the user's file is imported, what the file
+    itself says (a handler of its own, ``Service(log_format=...)``) afterwards.
+
+    Raises:
+        ConfigError, RegistrationError, ServiceNotFound: The user's file does
+            not give a service that can be run.
+    """
     from .logs import configure
 
+    operator = Config().override(log_level=log_level, log_format=log_format)
+    if "log_format" in operator.model_fields_set:
+        configure(operator.log_level, operator.log_format)
+    app = _load_app(info)
+    mounted = find_service(app, name)
+    config = mounted.service.config.override(log_level=log_level, log_format=log_format)
     configure(config.log_level, config.log_format)
+    return app, mounted, config
 
 
-@group.command(short_help="Run the stages for a batching service.")
+def _load_app(info: ScriptInfo) -> Flask:
+    try:
+        return info.load_app()
+    except NoAppException as exc:
+        fail(f"{exc.message}\n\n{_HOW_TO_HAVE_AN_APP}", WRONG_USAGE)
+
+
+@group.command(short_help="Run the stages for a batching service.", with_appcontext=False)
 @click.option("--unix", metavar="PATH", help="Where it listens.  [default: batching.socket]")
 @click.option("--tcp", metavar="HOST:PORT", help="Where it listens, on this or another machine.")
 @click.option("--max-message", metavar="SIZE", help="Largest message to read.  [default: 256MiB]")
@@ -148,7 +154,8 @@ def _set_up_logging(config: Config) -> None:
     "--metrics-port", type=click.IntRange(0, 65535), help="Serve metrics.  [default: off]"
 )
 @click.option("--metrics-host", default="127.0.0.1", show_default=True, help="Where to serve them.")
-@common_options
+@service_option
+@log_options
 @pass_script_info
 @exits
 def worker(
@@ -171,17 +178,25 @@ def worker(
       python -m ventu_lite worker --unix batching.socket
       python -m ventu_lite --app samples/sentiment.py worker --tcp 127.0.0.1:8765
     """  # noqa: D301  # \b is click's mark for lines that it must not wrap
-    if unix and tcp:
+    if unix is not None and tcp is not None:
         raise click.UsageError("--unix and --tcp exclude each other: a worker joins one service")
-    service = find_service(info.load_app(), service_name)
-    config = service.config.override(
-        max_message=max_message, log_level=log_level, log_format=log_format
+    _, mounted, config = _load_service(
+        info, service_name, log_level=log_level, log_format=log_format
     )
-    _set_up_logging(config)
-    address: Address = TCPAddress.parse(tcp) if tcp else UnixAddress(unix or config.socket)
+    config = config.override(max_message=max_message)
+    address = _peer(config.socket if unix is None else unix, tcp)
     if metrics_port is not None:
         _serve_metrics(metrics_host, metrics_port)
-    _run_worker(service, address, config)
+    _run_worker(mounted.service, address, config)
+
+
+def _peer(unix: str, tcp: str | None) -> Address:
+    if tcp is None:
+        return UnixAddress(unix)
+    address = TCPAddress.parse(tcp)
+    if not address.port:
+        raise ConfigError(f"--tcp {tcp}: nobody listens on port 0; which port is it?")
+    return address
 
 
 def _run_worker(service: "Service", address: Address, config: Config) -> None:
@@ -189,7 +204,7 @@ def _run_worker(service: "Service", address: Address, config: Config) -> None:
 
     try:
         run_worker(service, address, config)
-    except Exception:
+    except (Exception, SystemExit):  # sys.exit() in a model's set-up must not pass for success
         log.exception("the worker ends")
         sys.exit(CRASHED)
 
@@ -200,11 +215,95 @@ def _serve_metrics(host: str, port: int) -> None:
     try:
         port = serve(host, port)
     except OSError as exc:
-        _exit(f"cannot serve metrics on {host}:{port}: {exc.strerror or exc}", CANNOT_LISTEN)
-    log.info("metrics on http://%s:%d/metrics", host, port)
+        fail(f"cannot serve metrics on {host}:{port}: {exc.strerror or exc}", CANNOT_LISTEN)
+    log.info("metrics on http://%s/metrics", TCPAddress(host, port).authority)
 
 
-def main() -> NoReturn:
-    """Run the command line."""
+@group.command(short_help="Run everything: batching service and workers.", with_appcontext=False)
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True)
+@click.option(
+    "--devices", metavar="0,1", default="", help="CUDA_VISIBLE_DEVICES of the workers, in turn."
+)
+@click.option("--bypass-hooks", is_flag=True, help="Serve although hooks of the app are skipped.")
+@worker_address_options
+@batching_options
+@service_option
+@log_options
+@pass_script_info
+@exits
+def serve(
+    info: ScriptInfo,
+    /,
+    workers: int,
+    devices: str,
+    bypass_hooks: bool,
+    unix: str | None,
+    tcp: str | None,
+    no_retry: bool,
+    service_name: str | None,
+    log_level: LogLevel | None,
+    log_format: LogFormat | None,
+    **flags: Any,
+) -> None:
+    """Take HTTP, form batches, and run the stages in supervised worker processes.
+
+    The routes of the service are answered without Flask; all others are those of the app.
+    SIGTERM answers what was accepted, then ends.
+
+    \b
+    Examples:
+      python -m ventu_lite serve --workers 2
+      python -m ventu_lite --app samples/sentiment.py serve --port 8000 --timeout 30
+    """  # noqa: D301  # \b is click's mark for lines that it must not wrap
+    with _shared_metrics():
+        app, mounted, config = _load_service(
+            info, service_name, log_level=log_level, log_format=log_format
+        )
+        from .serve import Plan, refuse_skipped_hooks
+        from .serve import serve as run
+
+        if not bypass_hooks:
+            refuse_skipped_hooks(app, mounted)
+        config = config.override(**flags)
+        is_private = unix is None and tcp is None
+        address = None if is_private else listening_address(unix, tcp, config.socket)
+        if address is not None:
+            warn_if_open(address, config)
+        plan = Plan(
+            app,
+            mounted,
+            info.app_import_path,
+            workers,
+            devices=[device.strip() for device in devices.split(",") if device.strip()],
+            workers_at=address,
+            no_retry=no_retry,
+            environment=_as_environment(log_level=log_level, log_format=log_format, **flags),
+        )
+        run(plan, config)
+
+
+def _as_environment(**flags: Any) -> dict[str, str]:
+    """Return flags as variables, so that the workers have the settings of the front."""
+    return {f"VENTU_{name.upper()}": str(flag) for name, flag in flags.items() if flag is not None}
+
+
+@contextlib.contextmanager
+def _shared_metrics() -> Iterator[None]:
+    """Give all processes of a service one directory for metrics, unless there is one.
+
+    To be entered before prometheus_client is imported, which looks for it then.
+    """
+    if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+        yield
+        return
+    folder = tempfile.mkdtemp(prefix="ventu-metrics-")
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+    try:
+        yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def main() -> None:
+    """Run the command line and exit."""
     group.main(prog_name="python -m ventu_lite")
-    raise AssertionError("click exits by itself")

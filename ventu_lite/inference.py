@@ -2,17 +2,19 @@
 
 import hmac
 import logging
+import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote
 
-from flask import Response, request
-from werkzeug.exceptions import HTTPException, Unauthorized
+from flask import Request, Response, request
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge, Unauthorized
 
 from .codecs import CODEC_OF, MEDIA_TYPE, PROBLEM_TYPE, request_codec, response_type, sniff
 from .config import Codec
-from .errors import PayloadError, Unavailable, UnsupportedMediaType
+from .errors import NotAcceptable, PayloadError, Unavailable, UnsupportedMediaType
 from .outcomes import Rejected
 from .problems import encode_problem, problem
 from .runtime import Reply, Runtime
@@ -31,7 +33,7 @@ class Inference:
     def __init__(self, service: "Service") -> None:
         config = service.config
         self._runtime: Runtime = service.runtime
-        self._runtime.answers_http = True
+        self._runtime.answers_http()
         self._setting = config.codec
         self._timeout = config.timeout
         self._max_body = int(config.max_body)
@@ -41,31 +43,45 @@ class Inference:
         """Answer the current request."""
         runtime = self._runtime
         arrived_at = runtime.clock()
-        environ = request.environ
-        request_id = request_id_of(environ)
+        # The proxy costs more for each attribute than all that is done here with its value.
+        current: Request = request._get_current_object()  # type: ignore[attr-defined]  # no stub
+        request_id = request_id_of(current.environ)
         try:
-            self._authorize(environ)
-            reply, media_type = self._reply(environ, arrived_at)
+            self._authorize(current.environ)
+            reply, media_type = self._reply(current, arrived_at)
         except (PayloadError, Unavailable, HTTPException) as exc:
             response = problem_response(exc, request_id)
         else:
-            response = self._response(reply, media_type, request_id)
-        seconds = runtime.clock() - arrived_at
+            if not isinstance(reply.outcome, Rejected):
+                return self._good(reply.outcome, reply, media_type, request_id, arrived_at)
+            response = _bad(reply.outcome, media_type, request_id)
         response.headers["X-Request-ID"] = request_id
-        if response.status_code == 200:
-            response.headers["Server-Timing"] = server_timing(reply, seconds)
-        runtime.metrics.request(response.status_code, seconds)
+        runtime.metrics.request(response.status_code, runtime.clock() - arrived_at)
         return response
+
+    def _good(
+        self, body: bytes, reply: Reply, media_type: str, request_id: str, arrived_at: float
+    ) -> Response:
+        seconds = self._runtime.clock() - arrived_at
+        self._runtime.metrics.request(200, seconds)
+        headers = [
+            ("Content-Type", media_type),
+            ("Content-Length", str(len(body))),
+            ("X-Request-ID", request_id),
+            ("Server-Timing", server_timing(reply, seconds)),
+        ]
+        return Response([body], 200, headers)
 
     def _authorize(self, environ: Mapping[str, Any]) -> None:
         if self._api_key is None:
             return
         scheme, _, key = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
-        given = key.strip().encode("latin-1", "replace")
+        # A server hands over each byte as one character, some of which Python takes for spaces.
+        given = key.strip(" \t").encode("latin-1", "replace")
         if scheme.lower() != "bearer" or not hmac.compare_digest(given, self._api_key):
             raise Unauthorized("send the key of this service: Authorization: Bearer KEY")
 
-    def _reply(self, environ: Mapping[str, Any], arrived_at: float) -> tuple[Reply, str]:
+    def _reply(self, current: Request, arrived_at: float) -> tuple[Reply, str]:
         """Read the request and have it answered.
 
         Returns:
@@ -74,18 +90,34 @@ class Inference:
         Raises:
             PayloadError, Unavailable, HTTPException: It cannot be answered.
         """
+        environ = current.environ
         content_type = environ.get("CONTENT_TYPE", "")
         codec = request_codec(content_type, self._setting)
         _refuse_encoding(environ.get("HTTP_CONTENT_ENCODING"))
         deadline = arrived_at + self._seconds(environ.get("HTTP_X_REQUEST_TIMEOUT"))
-        request.max_content_length = self._max_body
-        payload = request.get_data(cache=False)
+        payload = self._body(current)
         if codec is None:
             codec = sniff(payload)
         own_type = content_type if content_type in CODEC_OF else MEDIA_TYPE[codec]
         media_type = response_type(environ.get("HTTP_ACCEPT", ""), own_type, self._setting)
         answer_codec: Codec = "json" if media_type == MEDIA_TYPE["json"] else "msgpack"
         return self._runtime.answer(payload, codec, answer_codec, deadline), media_type
+
+    def _body(self, current: Request) -> bytes:
+        """Return the body, as a hook of the user's app may have done before and may do after.
+
+        Raises:
+            HTTPException: It is too large, or did not arrive.
+        """
+        # One more than is allowed: werkzeug silently cuts a chunked body at its limit.
+        current.max_content_length = self._max_body + 1
+        try:
+            payload = current.get_data()
+        except RequestEntityTooLarge:
+            payload = None
+        if payload is None or len(payload) > self._max_body:
+            raise RequestEntityTooLarge(f"the body is larger than {self._max_body} bytes")
+        return payload
 
     def _seconds(self, header: str | None) -> float:
         """Return the seconds that this request may take.
@@ -96,25 +128,36 @@ class Inference:
         if header is None:
             return self._timeout
         try:
-            seconds = float(header)
+            seconds = 0.0 if "_" in header else float(header)  # Python alone reads 1_000
         except ValueError:
             seconds = 0.0
         if not 0 < seconds < float("inf"):
             raise PayloadError("X-Request-Timeout must be a positive number of seconds")
         return min(seconds, self._timeout)
 
-    def _response(self, reply: Reply, media_type: str, request_id: str) -> Response:
-        outcome = reply.outcome
-        if not isinstance(outcome, Rejected):
-            return Response(outcome, 200, content_type=media_type)
-        if outcome.is_fault:
-            log.error(
-                "request %s failed",
-                request_id,
-                exc_info=outcome.exc,
-                extra={"request_id": request_id},
-            )
-        return rejected_response(outcome, request_id)
+
+def _bad(rejected: Rejected, media_type: str, request_id: str) -> Response:
+    """Return the response for a rejected item, and log whose fault it was."""
+    if fault := _fault(rejected):
+        extra = {"request_id": request_id}
+        log.error("request %s failed", request_id, exc_info=fault, extra=extra)
+    exc = rejected.exc
+    if isinstance(exc, HTTPException) and _is_whole_error(exc):
+        return exc.get_response()  # type: ignore[return-value]  # Flask answers with its base, too
+    codec: Codec = "json" if media_type == MEDIA_TYPE["json"] else "msgpack"
+    return rejected_response(rejected, request_id, codec)
+
+
+def _fault(rejected: Rejected) -> BaseException | None:
+    """Return what the log must tell about, if it is not only the client's doing."""
+    if rejected.is_fault:
+        return rejected.exc
+    return rejected.exc.__cause__ if rejected.reason == "expired" else None
+
+
+def _is_whole_error(exc: HTTPException) -> bool:
+    """Tell whether a stage called ``abort(Response(...))`` with an error of its own making."""
+    return exc.response is not None and 400 <= exc.response.status_code <= 599
 
 
 def request_id_of(environ: Mapping[str, Any]) -> str:
@@ -134,43 +177,54 @@ def server_timing(reply: Reply, seconds: float) -> str:
 def problem_response(exc: Exception, request_id: str) -> Response:
     """Return the problem document for an exception that carries a status."""
     if isinstance(exc, Unavailable):
-        headers = {} if exc.retry_after is None else {"Retry-After": _whole(exc.retry_after)}
-        return _problem(exc.status, str(exc), request_id, headers)
+        wait = exc.retry_after
+        headers = [] if wait is None else [("Retry-After", whole_seconds(wait))]
+        return _problem(exc.status, str(exc), request_id, _problem_codec(), headers)
     if isinstance(exc, HTTPException) and exc.response is None and (exc.code or 0) < 400:
         return exc.get_response()  # type: ignore[return-value]  # a redirect is no problem
-    return rejected_response(Rejected.of(exc), request_id)
+    return rejected_response(Rejected.of(exc), request_id, _problem_codec())
 
 
-def rejected_response(rejected: Rejected, request_id: str) -> Response:
+def rejected_response(rejected: Rejected, request_id: str, codec: Codec) -> Response:
     """Return the problem document for a rejected item, with the headers its exception wants."""
-    exc, headers = rejected.exc, {}
+    exc = rejected.exc
+    headers: list[tuple[str, str]] = []
     if isinstance(exc, HTTPException) and exc.code == rejected.status:
-        headers = {k: v for k, v in exc.get_headers() if k.lower() != "content-type"}
-        if isinstance(exc, Unauthorized) and "WWW-Authenticate" not in headers:
-            headers["WWW-Authenticate"] = "Bearer"
-    return _problem(rejected.status, rejected.detail, request_id, headers, rejected.extra or {})
+        headers = [pair for pair in exc.get_headers() if pair[0].lower() != "content-type"]
+        if isinstance(exc, Unauthorized) and not exc.www_authenticate:
+            headers.append(("WWW-Authenticate", "Bearer"))  # RFC 9110 wants one
+    detail = rejected.detail.encode("utf-8", "replace").decode()  # it may hold half a character
+    return _problem(rejected.status, detail, request_id, codec, headers, rejected.extra or {})
 
 
 def _problem(
     status: int,
     detail: str,
     request_id: str,
-    headers: Mapping[str, str],
+    codec: Codec,
+    headers: Iterable[tuple[str, str]],
     extra: Mapping[str, Any] = {},  # noqa: B006  # never changed
 ) -> Response:
-    codec = _problem_codec()
-    instance = f"{request.script_root}{request.path}#{request_id}"
+    instance = f"{quote(request.script_root + request.path)}#{request_id}"
     body = encode_problem(problem(status, detail, instance, **extra), codec)
     response = Response(body, status, content_type=PROBLEM_TYPE[codec])
-    response.headers.update(headers)
+    response.headers.extend(headers)
     return response
 
 
 def _problem_codec() -> Codec:
-    """Return the codec of an error body: a msgpack client gets msgpack, everybody else JSON."""
-    accepted = CODEC_OF.get(request.headers.get("Accept", ""))
-    sent = CODEC_OF.get(request.mimetype)
-    return "msgpack" if "msgpack" in (accepted, sent) and accepted != "json" else "json"
+    """Return the codec of an error body: that of the answer which the client hoped for."""
+    sent = request.mimetype if request.mimetype in CODEC_OF else MEDIA_TYPE["json"]
+    try:
+        wanted = response_type(request.headers.get("Accept", ""), sent, "auto")
+    except NotAcceptable:  # a browser, perhaps; people read JSON more easily
+        return "json"
+    return "json" if wanted == MEDIA_TYPE["json"] else "msgpack"
+
+
+def whole_seconds(seconds: float) -> str:
+    """Return a value for ``Retry-After``: whole seconds, at least one."""
+    return str(max(1, math.ceil(seconds)))
 
 
 def _refuse_encoding(encoding: str | None) -> None:
@@ -178,7 +232,3 @@ def _refuse_encoding(encoding: str | None) -> None:
         raise UnsupportedMediaType(
             f"content encoding {encoding[:100]!r} is not read here; send the body as it is"
         )
-
-
-def _whole(seconds: float) -> str:
-    return str(max(1, -int(-seconds // 1)))

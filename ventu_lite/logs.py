@@ -28,7 +28,9 @@ class JSONFormatter(logging.Formatter):
         line |= {name: record.__dict__[name] for name in _FIELDS if name in record.__dict__}
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False, default=str)
+        if record.stack_info:
+            line["stack"] = record.stack_info
+        return json.dumps(line, default=str)  # in ASCII, right in every locale
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
         """Return the time in UTC, as RFC 3339 wants it."""
@@ -37,11 +39,12 @@ class JSONFormatter(logging.Formatter):
 
 
 def configure(level: LogLevel, format: LogFormat) -> None:
-    """Send all log records to standard error; only the command line calls this.
+    """Send all log records and warnings to standard error; only the command line calls this.
 
-    A user's file that has set logging up already keeps its handlers.
+    Whoever has set logging up before, such as a user's file, keeps his handlers.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JSONFormatter() if format == "json" else logging.Formatter(TEXT))
     logging.basicConfig(level=level.upper(), handlers=[handler])
     logging.getLogger(__package__).setLevel(level.upper())
+    logging.captureWarnings(True)

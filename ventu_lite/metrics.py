@@ -5,11 +5,12 @@ exposes that registry (our ``/metrics``, a user's own) shows them next to the us
 With ``PROMETHEUS_MULTIPROC_DIR`` set before the start, several processes add up.
 """
 
+import atexit
 import os
 from functools import cache
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, multiprocess, values
 from prometheus_client.registry import REGISTRY
 
 from .errors import ConfigError
@@ -17,10 +18,10 @@ from .outcomes import Reason
 from .pipeline import Mode, Run
 
 # From an empty model behind a Unix socket to one that needs half a minute.
-_SECONDS: Final = (
+SECONDS: Final = (
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 )  # fmt: skip
-_SIZES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+SIZES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class Metrics:
@@ -40,28 +41,28 @@ class Metrics:
             "Time from the arrival of a request to its answer.",
             ["service", "status"],
             registry=registry,
-            buckets=_SECONDS,
+            buckets=SECONDS,
         )
         self.stage_seconds = Histogram(
             "ventu_stage_seconds",
             "Time in one stage, for one request or for a whole batch.",
             ["service", "stage", "mode"],
             registry=registry,
-            buckets=_SECONDS,
+            buckets=SECONDS,
         )
         self.batch_size = Histogram(
             "ventu_batch_size",
             "Items that reached one call of a batch function.",
             ["service"],
             registry=registry,
-            buckets=_SIZES,
+            buckets=SIZES,
         )
         self.queue_seconds = Histogram(
             "ventu_queue_seconds",
             "Time that a job waited for its turn.",
             ["service"],
             registry=registry,
-            buckets=_SECONDS,
+            buckets=SECONDS,
         )
         self.rejected = Counter(
             "ventu_rejected_total",
@@ -133,7 +134,15 @@ class ServiceMetrics:
 
 @cache
 def _process_metrics() -> Metrics:
-    return Metrics(REGISTRY)
+    metrics = Metrics(REGISTRY)
+    if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+        atexit.register(_leave)
+    return metrics
+
+
+def _leave() -> None:
+    """Take this process, a forked one too, out of the gauges of those that live."""
+    multiprocess.mark_process_dead(os.getpid())  # type: ignore[no-untyped-call]  # it is not typed
 
 
 @cache
@@ -144,6 +153,11 @@ def metrics_of(name: str) -> ServiceMetrics:
 
 def _check_directory() -> None:
     directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    if directory and values.ValueClass is values.MutexValue:
+        raise ConfigError(
+            "PROMETHEUS_MULTIPROC_DIR was set after prometheus_client was imported, so nothing is"
+            " written there: set it in the environment, before Python starts"
+        )
     if directory and not (os.path.isdir(directory) and os.access(directory, os.W_OK)):
         raise ConfigError(
             f"PROMETHEUS_MULTIPROC_DIR={directory!r} is no directory that can be written to:"

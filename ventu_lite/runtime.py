@@ -6,15 +6,16 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from .config import Codec
 from .errors import JobExpired, VentuError
 from .examples import Probe
 from .metrics import metrics_of
 from .outcomes import Rejected
-from .pipeline import Outcome, Run
+from .pipeline import Outcome, Pipeline, Run
 from .startup import Startup, reset_after_fork
 
 if TYPE_CHECKING:
@@ -25,14 +26,13 @@ log = logging.getLogger(__name__)
 # Probes come every few seconds from several sides; the model has better things to do.
 HEALTH_CACHE: Final = 3.0
 
-_NO_EXAMPLE: Final = (
+NO_EXAMPLE: Final = (
     "there is no example to run, so all that is known is that the process lives;"
     " Service(examples=[...]) gives one"
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):  # three times as quick to make as a frozen dataclass
     """What became of one request in this process.
 
     Attributes:
@@ -81,7 +81,7 @@ class Runtime:
         clock: Monotonic seconds; deadlines are read on it.
 
     Attributes:
-        answers_http: Whether this process counts as a worker for HTTP once it is ready.
+        pipeline: The stages that requests go through.
     """
 
     def __init__(
@@ -91,8 +91,8 @@ class Runtime:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.service = service
-        self.pipeline = service.pipeline(prefer_batch=False, clock=clock)
-        self.answers_http = False
+        self._use(service.pipeline(prefer_batch=False, clock=clock))
+        self._answers_http = False
         self.startup = Startup(self._load, clock=clock)
         self.metrics = metrics_of(service.name)
         self.clock = clock
@@ -108,13 +108,19 @@ class Runtime:
 
     def use_batch_function(self) -> None:
         """Call the batch function where both are registered, as a worker does; before set-up."""
-        self.pipeline = self.service.pipeline(prefer_batch=True, clock=self.clock)
-        self.answers_http = False
+        self._use(self.service.pipeline(prefer_batch=True, clock=self.clock))
+        self._answers_http = False
 
-    @property
-    def _is_serial(self) -> bool:
-        """Whether the function must not be called by two threads at once."""
-        return self.pipeline.mode == "batch"
+    def answers_http(self) -> None:
+        """Count this process as a worker for HTTP, now or as soon as it is ready."""
+        self._answers_http = True
+        if self.startup.is_ready:
+            self.metrics.worker("http", is_ready=True)
+
+    def _use(self, pipeline: Pipeline) -> None:
+        self.pipeline = pipeline
+        # A batch function must not be called by two threads at once.
+        self._is_serial = pipeline.mode == "batch"
 
     # ------------------------------------------------------------------------ answers
 
@@ -139,7 +145,7 @@ class Runtime:
         self.metrics.stage("preprocess", pipeline.mode, prepared_at - started)
         if isinstance(item, Rejected):
             return Reply(self._counted(item))
-        patience = max(0.0, deadline - prepared_at)
+        patience = min(max(0.0, deadline - prepared_at), threading.TIMEOUT_MAX)
         if self._is_serial and not self._batch_lock.acquire(timeout=patience):
             return Reply(self._expired(), queue=clock() - prepared_at)
         begun_at = clock()
@@ -160,18 +166,23 @@ class Runtime:
         outcome = self.pipeline.finish(result, codec)
         finished_at = clock()
         metrics.stage("infer", mode, inferred_at - begun_at)
-        metrics.stage("postprocess", mode, finished_at - inferred_at)
+        if not isinstance(result, Rejected):
+            metrics.stage("postprocess", mode, finished_at - inferred_at)
         if self._is_serial:
             metrics.queue_seconds.observe(begun_at - prepared_at)
             metrics.batch_size.observe(1)
         if finished_at > deadline:
-            outcome = self._expired()
+            outcome = self._expired(outcome)
         elif isinstance(outcome, Rejected):
             self._counted(outcome)
         return Reply(outcome, begun_at - prepared_at, inferred_at - begun_at, 1)
 
-    def _expired(self) -> Rejected:
-        return self._counted(Rejected.of(JobExpired("there was no answer within the deadline")))
+    def _expired(self, outcome: Outcome = b"") -> Rejected:
+        """Reject a job whose deadline passed; what failed before that stays as its cause."""
+        expired = JobExpired("there was no answer within the deadline")
+        if isinstance(outcome, Rejected) and outcome.is_fault:
+            expired.__cause__ = outcome.exc
+        return self._counted(Rejected.of(expired))
 
     def _counted(self, rejected: Rejected) -> Rejected:
         self.metrics.rejected(rejected.reason)
@@ -180,7 +191,7 @@ class Runtime:
     def run(self, payloads: Sequence[bytes]) -> Run:
         """Take a batch all the way, as a worker does; set-up must have succeeded."""
         with self._batch_lock:
-            run = self.pipeline.run(payloads, None if self._codec is None else self._codec)
+            run = self.pipeline.run(payloads, self._codec)
         self.metrics.run(run, self.pipeline.mode)
         for outcome in run.outcomes:
             if isinstance(outcome, Rejected):
@@ -201,10 +212,14 @@ class Runtime:
         self.startup.run()
         pipeline = self.service.pipeline(prefer_batch=prefer_batch, clock=self.clock)
         prepared = [pipeline.prepare_value(value) for value in data]
-        with self._batch_lock:
+        with self._turn(pipeline):
             results = pipeline.infer_prepared(prepared)
         answers = [pipeline.finish_value(result) for result in results]
         return [answer.exc if isinstance(answer, Rejected) else answer for answer in answers]
+
+    def _turn(self, pipeline: Pipeline) -> AbstractContextManager[object]:
+        """Return what to hold while a function is called: only batch functions take turns."""
+        return self._batch_lock if pipeline.mode == "batch" else nullcontext()
 
     # ------------------------------------------------------------------------- health
 
@@ -213,14 +228,24 @@ class Runtime:
         if not self.startup.is_ready:
             self.startup.begin()
             return Health("Error", detail=self.startup.why_not())
-        with self._health_lock:
+        # A model that hangs must hang one probe, not every thread of the server.
+        if not self._health_lock.acquire(timeout=self._patience):
+            return Health("Error", detail=f"the example was not answered in {self._patience:g} s")
+        try:
             if self._health is None or self.clock() - self._health[0] > HEALTH_CACHE:
                 health = self.check_health(batch=False)
                 self._health = (self.clock(), health)
             return self._health[1]
+        finally:
+            self._health_lock.release()
 
     def check_health(self, *, batch: bool) -> Health:
-        """Run the examples, set-up included, and say how it went."""
+        """Run the examples, set-up included, and say how it went.
+
+        Args:
+            batch: Run each in a batch of ``warmup_batch_size`` too, by the batch function where
+                there is one.
+        """
         try:
             self.startup.run()
         except Exception as exc:
@@ -228,22 +253,27 @@ class Runtime:
             return Health("Error", detail="set-up or warm-up failed; the log says why")
         composition = self.service.compose()
         if not composition.probes:
-            return Health("Unknown", detail=_NO_EXAMPLE)
-        sizes = [1, composition.warmup_batch_size] if batch else [1]
+            return Health("Unknown", detail=NO_EXAMPLE)
+        ways = [(self.pipeline, 1)]
+        if batch:
+            pipeline = self.service.pipeline(prefer_batch=True, clock=self.clock)
+            ways.append((pipeline, composition.warmup_batch_size))
         for number, probe in enumerate(composition.probes):
-            for size in sizes:
-                if complaint := self._probe(probe, size):
+            for pipeline, size in ways:
+                if complaint := self._probe(probe, pipeline, size):
                     return Health("Error", detail=f"example {number}: {complaint}")
         return Health("OK")
 
-    def _probe(self, probe: Probe, size: int) -> str:
+    def _probe(self, probe: Probe, pipeline: Pipeline, size: int) -> str:
         """Run an example as a batch and return what is wrong, "" if nothing is."""
-        if not self._batch_lock.acquire(timeout=self.service.config.timeout):
-            return f"the model was busy for {self.service.config.timeout:g} s"
+        is_serial = pipeline.mode == "batch"
+        if is_serial and not self._batch_lock.acquire(timeout=self._patience):
+            return f"the model was busy for {self._patience:g} s"
         try:
-            run = self.pipeline.run([probe.payload] * size, probe.codec)
+            run = pipeline.run([probe.payload] * size, probe.codec)
         finally:
-            self._batch_lock.release()
+            if is_serial:
+                self._batch_lock.release()
         for outcome in run.outcomes:
             if isinstance(outcome, Rejected):
                 log.warning("an example was rejected: %s", outcome.detail, exc_info=outcome.exc)
@@ -251,6 +281,11 @@ class Runtime:
             if probe.differs(outcome):
                 return "the answer differs from the expected one"
         return ""
+
+    @property
+    def _patience(self) -> float:
+        """Seconds to wait for a busy model before the health check complains."""
+        return min(self.service.config.timeout, threading.TIMEOUT_MAX)
 
     # ------------------------------------------------------------------------- set-up
 
@@ -266,7 +301,7 @@ class Runtime:
         set_up_at = self.clock()
         self._warm_up()
         warmed_up = self.clock() - set_up_at
-        if self.answers_http:
+        if self._answers_http:
             self.metrics.worker("http", is_ready=True)
         log.info("ready: set-up took %.2f s, warm-up %.2f s", set_up_at - started, warmed_up)
 

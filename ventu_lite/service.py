@@ -353,6 +353,12 @@ class Service:
         ceiling = stage.options.max_batch_size if stage else None
         return min(ceiling or self.config.max_batch_size, self.config.max_batch_size)
 
+    @property
+    def may_retry(self) -> bool:
+        """Whether the model may be called again with the items of a worker that died."""
+        stage = self._stages.get("batch infer") or self._stages.get("infer")
+        return stage is None or stage.options.retry
+
     # ------------------------------------------------------------------------ shells
 
     @property

@@ -6,9 +6,10 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final, Protocol
 
-from .errors import NotReady
+from .errors import NotReady, VentuError
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ class Startup:
         self._clock = clock
         self._retry_after = retry_after
         self._failed_at: float | None = None
+        self._forbidden = ""
         self.reset_locks()
         reset_after_fork(self)
 
@@ -50,21 +52,41 @@ class Startup:
         """Forget, in a child process, the threads and locks that stayed with its parent."""
         self._changed = threading.Condition()
         self._is_running = False
+        self._runner: int | None = None
+
+    def forbid(self, why: str) -> None:
+        """Never start it in this process, and tell everybody why; before it is started."""
+        self._forbidden = why
 
     def begin(self) -> None:
         """Start in the background, unless it runs, is done, or failed a moment ago."""
         with self._changed:
-            if self._is_running or self.is_ready or self._seconds_to_retry() > 0:
+            if self._forbidden or self._is_running or self.is_ready:
+                return
+            if self._seconds_to_retry() > 0:
                 return
             self._is_running = True
-        threading.Thread(target=self._try, name="ventu_lite set-up", daemon=True).start()
+        thread = threading.Thread(target=self._try, name="ventu_lite set-up", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # there are too many threads; those who wait must not wait for ever
+            self._end(failed=True)
+            log.exception("set-up cannot start; it is tried again after %.0f s", self._retry_after)
 
     def run(self) -> None:
         """Do it in this thread, or wait for the thread that does it already.
 
         Raises:
             Exception: What it failed with.
+            VentuError: This thread is in the middle of it, or it is forbidden here.
         """
+        if self._forbidden:
+            raise NotReady(self._forbidden)
+        if self._is_running and self._runner == threading.get_ident():
+            raise VentuError(
+                "set-up needs the service to be set up: setup() must not call predict,"
+                " predict_batch or health_check; examples warm the service up by themselves"
+            )
         with self._changed:
             while self._is_running:
                 self._changed.wait()
@@ -77,21 +99,27 @@ class Startup:
         """Start it if need be, and wait until it is done.
 
         Raises:
-            NotReady: It failed, or is not done after ``timeout`` seconds.
+            NotReady: It failed, is forbidden, or is not done after ``timeout`` seconds.
         """
         if self.is_ready:
             return
         self.begin()
         with self._changed:
-            self._changed.wait_for(lambda: not self._is_running, timeout)
+            self._changed.wait_for(
+                lambda: not self._is_running, min(timeout, threading.TIMEOUT_MAX)
+            )
             if why := self.why_not():
-                raise NotReady(why, retry_after=self._seconds_to_retry() or 1.0)
+                raise NotReady(why, retry_after=self.retry_after())
 
     def why_not(self) -> str:
         """Return why it is not ready, "" if it is."""
-        if self.is_ready:
-            return ""
+        if self.is_ready or self._forbidden:
+            return self._forbidden
         return _FAILED if self._failed_at is not None and not self._is_running else _RUNNING
+
+    def retry_after(self) -> float:
+        """Return the seconds after which asking again makes sense."""
+        return self._seconds_to_retry() or 1.0
 
     def _seconds_to_retry(self) -> float:
         if self._failed_at is None:
@@ -99,22 +127,32 @@ class Startup:
         return max(0.0, self._failed_at + self._retry_after - self._clock())
 
     def _try(self) -> None:
+        with suppress(BaseException):  # it is in the log
+            self._finish(self._load_and_log)
+
+    def _load_and_log(self) -> None:
         try:
-            self._finish(self._load)
-        except BaseException:
+            self._load()
+        except BaseException:  # logged before those who wait hear that the log says why
             log.exception("set-up failed; it is tried again after %.0f s", self._retry_after)
+            raise
 
     def _finish(self, load: Callable[[], None]) -> None:
         failed = True
+        self._runner = threading.get_ident()  # to tell who would wait for himself
         try:
             load()
             failed = False
         finally:
-            with self._changed:
-                self._failed_at = self._clock() if failed else None
-                self.is_ready = not failed
-                self._is_running = False
-                self._changed.notify_all()
+            self._end(failed=failed)
+
+    def _end(self, *, failed: bool) -> None:
+        with self._changed:
+            self._failed_at = self._clock() if failed else None
+            self.is_ready = not failed
+            self._is_running = False
+            self._runner = None
+            self._changed.notify_all()
 
 
 class HasLocks(Protocol):
@@ -137,5 +175,4 @@ def _after_fork() -> None:
         holder.reset_locks()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+os.register_at_fork(after_in_child=_after_fork)

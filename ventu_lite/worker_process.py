@@ -1,19 +1,20 @@
 """One worker process: set-up and warm-up, then batches from the wire into the pipeline."""
 
-import atexit
+import contextlib
 import logging
 import os
+import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from types import FrameType
 from typing import TYPE_CHECKING
-
-from prometheus_client import multiprocess
 
 from .addresses import Address, UnixAddress
 from .codecs import sniff
 from .config import Codec, Config
 from .outcomes import Rejected
+from .pipeline import Outcome
 from .problems import encode_problem, problem
 from .protocol import Batch, Results
 from .runtime import Runtime
@@ -48,11 +49,35 @@ def run_worker(service: "Service", address: Address, config: Config | None = Non
         secret=config.worker_secret.get_secret_value() if config.worker_secret else None,
         on_connected=lambda is_ready: runtime.metrics.worker(address.protocol, is_ready=is_ready),
     )
-    if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
-        atexit.register(multiprocess.mark_process_dead, os.getpid())
-    runtime.startup.run()  # a signal kills until then: there is nothing to finish yet
-    with stop_on_signals(worker):
-        worker.run()
+    with contextlib.suppress(_Stopped), _ended_by_signals():
+        runtime.startup.run()
+        with stop_on_signals(worker):
+            worker.run()
+
+
+class _Stopped(KeyboardInterrupt):  # the one exception that is never taken for a stage's fault
+    """A signal came while there was no batch to finish."""
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Ctrl-C or SIGTERM: unwind at once. The same signal again kills.
+
+    The default would do for a process like others, but the first one of a container is deaf to
+    signals that it does not handle, and set-up may last minutes.
+    """
+
+    def leave(signum: int, frame: FrameType | None) -> None:
+        signal.signal(signum, signal.SIG_DFL)
+        raise _Stopped
+
+    signums = (signal.SIGINT, signal.SIGTERM)
+    old = {signum: signal.signal(signum, leave) for signum in signums}
+    try:
+        yield
+    finally:
+        for signum, handler in old.items():
+            signal.signal(signum, signal.SIG_DFL if handler is None else handler)
 
 
 def run_worker_unless_imported(service: "Service", address: Address) -> None:
@@ -72,21 +97,33 @@ def connector(address: Address) -> Callable[[], socket.socket]:
 
 def answer(runtime: Runtime, batch: Batch) -> Results:
     """Return the results of a batch; a job that fails gets a problem document in its own codec."""
+    try:
+        return _answer(runtime, batch)
+    except BaseException as exc:  # a batch that ends its worker would end the next one, too
+        return _results(runtime, batch, [Rejected.of(exc)] * len(batch.payloads), infer=0.0)
+
+
+def _answer(runtime: Runtime, batch: Batch) -> Results:
     run = runtime.run(list(batch.payloads.values()))
+    seconds = run.preprocess + run.infer + run.postprocess
+    return _results(runtime, batch, run.outcomes, infer=seconds)
+
+
+def _results(
+    runtime: Runtime, batch: Batch, outcomes: Sequence[Outcome], *, infer: float
+) -> Results:
     payloads: dict[str, bytes] = {}
     rejected: dict[str, Rejected] = {}
-    for job, outcome in zip(batch.payloads, run.outcomes, strict=True):
+    for job, outcome in zip(batch.payloads, outcomes, strict=True):
         if isinstance(outcome, Rejected):
             rejected[job] = outcome
             payloads[job] = _error_body(runtime, job, batch.payloads[job], outcome)
         else:
             payloads[job] = outcome
-    seconds = run.preprocess + run.infer + run.postprocess
-    log.debug("%d job(s) in %.4f s, %d rejected", len(payloads), seconds, len(rejected))
+    log.debug("%d job(s) in %.4f s, %d rejected", len(payloads), infer, len(rejected))
     if rejected:
         _log_faults(rejected)
-    statuses = {job: one.status for job, one in rejected.items()}
-    return Results(payloads, statuses, infer=seconds)
+    return Results(payloads, {job: one.status for job, one in rejected.items()}, infer=infer)
 
 
 def _error_body(runtime: Runtime, job: str, payload: bytes, rejected: Rejected) -> bytes:

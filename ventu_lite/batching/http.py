@@ -471,6 +471,12 @@ class Connection(asyncio.Protocol):
 
     # ---- answers out
 
+    @property
+    def peer(self) -> str:
+        """The address of the client, "" if it has left."""
+        name = self._transport and self._transport.get_extra_info("peername")
+        return str(name[0]) if name else ""
+
     def encode(self, request: Request, status: int, headers: bytes, body: bytes) -> bytes:
         """Return the bytes of a response to ``request``."""
         if self._server.is_draining and self._pending[-1:] == [request]:

@@ -29,7 +29,7 @@ _UPGRADE = re.compile(rb"(?<=\n)upgrade:", re.IGNORECASE)
 # that may come several times is joined, any other is refused when repeated, even with the same
 # value: RFC 9112, 6.3 allows to accept two equal lengths, but nobody sends them in good faith, and
 # whoever merges them trusts the others.
-_LISTS = frozenset(b"accept connection upgrade x-request-id".split())
+_LISTS = frozenset(b"accept connection content-encoding upgrade x-request-id".split())
 _SINGLE = frozenset(
     b"authorization content-length content-type expect host transfer-encoding".split()
     + [b"x-request-timeout"]
@@ -51,6 +51,10 @@ class Refused(ProtocolError):
 
 class Channel(Protocol):
     """What a request needs of its connection."""
+
+    @property
+    def peer(self) -> str:
+        """The address of the client."""
 
     def encode(self, request: "Request", status: int, headers: bytes, body: bytes) -> bytes:
         """Return the bytes of a response to ``request``."""
@@ -111,6 +115,11 @@ class Request:
     def expects_continue(self) -> bool:
         """Whether the client waits for 100 before it sends the body."""
         return self.minor == 1 and b"expect" in self.fields
+
+    @property
+    def peer(self) -> str:
+        """The address of the client, "" if it has left."""
+        return self.channel.peer
 
     def __repr__(self) -> str:
         return f"<Request {self.method!r} {self.target[:80]!r}>"

@@ -1,0 +1,259 @@
+"""Real processes for tests: started, waited for by what they say, and always gone at the end."""
+
+import contextlib
+import http.client
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+ROOT = Path(__file__).parent.parent
+SAMPLE = ROOT / "samples" / "sentiment.py"
+
+# Generous: it only has to end a test that hangs, on a machine that is busy with others.
+TIMEOUT = 30.0
+
+# What a developer has in his shell must not choose the app or the settings of a test.
+_OURS = re.compile("FLASK_|VENTU_|PROMETHEUS_|XDG_RUNTIME_DIR|GUNICORN_")
+
+
+def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the environment for a process, without what could change its behaviour."""
+    kept = {name: value for name, value in os.environ.items() if not _OURS.match(name)}
+    return kept | {"PYTHONUNBUFFERED": "1"} | dict(extra or {})
+
+
+@contextlib.contextmanager
+def short_directory() -> Iterator[Path]:
+    """A temporary directory whose path leaves room for the name of a Unix socket."""
+    with tempfile.TemporaryDirectory(prefix="v", dir="/tmp") as path:
+        yield Path(path)
+
+
+class Process:
+    """A Python program in a process group of its own; ended when the block ends.
+
+    Args:
+        args: What follows ``python`` on the command line.
+        cwd: Where it runs.
+        env: Variables to add to its environment.
+
+    Attributes:
+        lines: What it has written so far, to standard output and error.
+    """
+
+    def __init__(
+        self, *args: str | Path, cwd: Path | None = None, env: Mapping[str, str] | None = None
+    ) -> None:
+        self.lines: list[str] = []
+        self._args = [sys.executable, *map(str, args)]
+        self._cwd = cwd
+        self._env = environment(env)
+        self._grown = threading.Condition()
+        self._is_over = False
+
+    def __enter__(self) -> "Process":
+        self._popen = subprocess.Popen(
+            self._args,
+            cwd=self._cwd,
+            env=self._env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+        self._reader = threading.Thread(target=self._read, name="reads a process")
+        self._reader.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._popen.poll() is None:
+            self.signal(signal.SIGTERM)  # so that its coverage is counted
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._popen.wait(5)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)  # its children, too, or the reader never ends
+        self._popen.wait(TIMEOUT)
+        self._reader.join(TIMEOUT)
+        if kind is not None:
+            print(f"--- {self}\n{self.output}")
+
+    def __str__(self) -> str:
+        return " ".join(self._args)
+
+    @property
+    def pid(self) -> int:
+        """Its process id, which is also that of its group."""
+        return self._popen.pid
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it has not ended yet."""
+        return self._popen.poll() is None
+
+    @property
+    def output(self) -> str:
+        """What it has written so far."""
+        return "\n".join(self.lines)
+
+    def wait_for(self, pattern: str, *, count: int = 1) -> re.Match[str]:
+        """Return the ``count``-th match of ``pattern`` in the output, as soon as it is there."""
+
+        def matches() -> list[re.Match[str]]:
+            return list(re.finditer(pattern, self.output))
+
+        with self._grown:
+            self._grown.wait_for(lambda: len(matches()) >= count or self._is_over, TIMEOUT)
+        found = matches()
+        assert len(found) >= count, f"no {pattern!r} from {self}:\n{self.output}"
+        return found[count - 1]
+
+    def signal(self, signum: int) -> None:
+        """Send a signal to it, and not to its children."""
+        self._popen.send_signal(signum)
+
+    def wait(self) -> int:
+        """Return the exit code when it has ended and all its output is read."""
+        code = self._popen.wait(TIMEOUT)
+        self._reader.join(TIMEOUT)
+        return code
+
+    def stop(self) -> int:
+        """Send SIGTERM and return the exit code."""
+        self.signal(signal.SIGTERM)
+        return self.wait()
+
+    def _read(self) -> None:
+        assert self._popen.stdout is not None
+        with self._popen.stdout as stream:
+            for line in stream:
+                with self._grown:
+                    self.lines.append(line.rstrip("\n"))
+                    self._grown.notify_all()
+        with self._grown:
+            self._is_over = True
+            self._grown.notify_all()
+
+
+def command(
+    *args: str | Path, cwd: Path | None = None, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run ``python -m ventu_lite ...`` to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "ventu_lite", *map(str, args)],
+        cwd=cwd,
+        env=environment(env),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+    )
+
+
+def worker(
+    app: str | Path, *options: str, cwd: Path | None = None, env: Mapping[str, str] | None = None
+) -> Process:
+    """Return a worker that can be entered."""
+    return Process("-m", "ventu_lite", "--app", app, "worker", *options, cwd=cwd, env=env)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What an HTTP server said."""
+
+    status: int
+    headers: http.client.HTTPMessage
+    body: bytes
+
+
+class Client:
+    """One kept connection to a server on this machine; for one thread."""
+
+    def __init__(self, port: int) -> None:
+        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT)
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._connection.close()
+
+    def get(self, path: str) -> Answer:
+        """Ask for ``path``."""
+        return self._ask("GET", path, None, {})
+
+    def infer(self, payload: bytes, media_type: str = "application/json") -> Answer:
+        """Post ``payload`` to ``/inference``."""
+        return self._ask("POST", "/inference", payload, {"Content-Type": media_type})
+
+    def _ask(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> Answer:
+        self._connection.request(method, path, body, headers)
+        response = self._connection.getresponse()
+        answer = Answer(response.status, response.headers, response.read())
+        if response.will_close:
+            self._connection.close()
+        return answer
+
+
+@dataclass(frozen=True)
+class Server:
+    """An HTTP server in a process of its own."""
+
+    process: Process
+    port: int
+
+    def client(self) -> Client:
+        """Return a new connection, to be entered."""
+        return Client(self.port)
+
+    def get(self, path: str) -> Answer:
+        """Ask once for ``path``."""
+        with self.client() as client:
+            return client.get(path)
+
+    def infer(self, payload: bytes, media_type: str = "application/json") -> Answer:
+        """Post ``payload`` once."""
+        with self.client() as client:
+            return client.infer(payload, media_type)
+
+
+@contextlib.contextmanager
+def flask_run(
+    app: str | Path, *, cwd: Path | None = None, env: Mapping[str, str] | None = None
+) -> Iterator[Server]:
+    """``flask run`` on a free port."""
+    arguments = ("-m", "flask", "--app", app, "run", "--port", "0")
+    with Process(*arguments, cwd=cwd, env=env) as process:
+        yield Server(process, int(process.wait_for(r"Running on http://127.0.0.1:(\d+)")[1]))
+
+
+@contextlib.contextmanager
+def gunicorn(
+    app: str, *options: str, cwd: Path | None = None, env: Mapping[str, str] | None = None
+) -> Iterator[Server]:
+    """``gunicorn`` on a free port."""
+    with short_directory() as directory:
+        control = {"XDG_RUNTIME_DIR": str(directory)}  # where newer versions have a socket
+        arguments = ("-m", "gunicorn", "--bind", "127.0.0.1:0", *options, app)
+        with Process(*arguments, cwd=cwd, env=control | dict(env or {})) as process:
+            match = process.wait_for(r"Listening at: http://127.0.0.1:(\d+)")
+            yield Server(process, int(match[1]))

@@ -1,0 +1,577 @@
+"""The command line: how it finds a service, what it refuses, how it ends."""
+
+import json
+import logging
+import os
+import re
+import shlex
+import signal
+import sys
+import textwrap
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import entry_points, version
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from flask import Flask
+from flask.cli import cli as flask_cli
+from peers import BatchingPeer
+from processes import (
+    ROOT,
+    SAMPLE,
+    TIMEOUT,
+    Client,
+    Process,
+    command,
+    short_directory,
+    worker,
+)
+
+from ventu_lite import Service, ServiceNotFound, __main__
+from ventu_lite.cli import find_service, group, main
+from ventu_lite.options import CANNOT_LISTEN, CRASHED, WRONG_USAGE
+
+ECHO = """
+from ventu_lite import Service
+
+service = Service({name!r})
+
+@service.infer
+def echo(item: str) -> str:
+    return item
+"""
+
+# Says in which order things happen; a batch waits until a file appears.
+SLOW = """
+import os, sys, time
+from ventu_lite import Service
+
+service = Service("slow")
+
+@service.setup
+def load() -> None:
+    print("set-up begins", flush=True)
+    while os.path.exists("wait_in_setup"):
+        time.sleep(0.01)
+    if os.path.exists("fail_in_setup"):
+        raise OSError("no weights")
+
+@service.infer(batch=True)
+def infer(batch: list[str]) -> list[str]:
+    print("batch begins", flush=True)
+    while os.path.exists("wait_in_batch"):
+        time.sleep(0.01)
+    if "raise" in batch:
+        raise ValueError("what a secret")
+    return batch
+
+app = service.app
+"""
+
+WORKER = ["worker", "--unix", "nobody.socket"]
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """An empty directory, short enough for a Unix socket in it."""
+    with short_directory() as path:
+        yield path
+
+
+@pytest.fixture
+def invoke(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator["Invoke"]:
+    """Run commands in ``directory`` and in this process; put what they change back."""
+    kept, modules = dict(os.environ), set(sys.modules)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    monkeypatch.chdir(directory)
+    for name in kept:
+        if re.match("FLASK_|VENTU_", name):
+            monkeypatch.delenv(name)
+    package = logging.getLogger("ventu_lite")
+    level = package.level
+    yield Invoke(directory)
+    os.environ.clear()
+    os.environ.update(kept)
+    for name in set(sys.modules) - modules:
+        path = getattr(sys.modules[name], "__file__", None) or ""
+        if path == str(SAMPLE) or path.startswith(str(directory)):
+            del sys.modules[name]
+    package.setLevel(level)
+    logging.captureWarnings(False)
+
+
+class Invoke:
+    """Writes files and runs commands beside them."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def file(self, name: str, text: str) -> None:
+        (self.directory / name).write_text(textwrap.dedent(text))
+
+    def __call__(self, *args: str, env: Mapping[str, str | None] | None = None) -> Result:
+        return CliRunner().invoke(group, args, env=env, prog_name="python -m ventu_lite")
+
+
+def found(result: Result) -> str:
+    """Return the name of the service that a command got as far as looking for a batching service.
+
+    The command ends at an unknown name of a service, whose message names those that are there.
+    """
+    assert result.exit_code == WRONG_USAGE, result.output
+    match = re.search(r"holds no service 'none'; it has (.*)", result.output)
+    assert match is not None, result.output
+    return match[1].strip("'")
+
+
+NONE = [*WORKER, "--service", "none"]
+
+
+# ----------------------------------------------------------------------------- finding the app
+
+
+@pytest.mark.parametrize(
+    ("file", "last_line", "args"),
+    [
+        pytest.param("app.py", "app = service.app", [], id="app.py"),
+        pytest.param("wsgi.py", "app = service.app", [], id="wsgi.py"),
+        pytest.param("mine.py", "app = service.app", ["--app", "mine"], id="module"),
+        pytest.param("mine.py", "app = service.app", ["-A", "mine.py"], id="file"),
+        pytest.param("mine.py", "other = service.app", ["--app", "mine:other"], id="name"),
+        pytest.param("mine.py", "application = service.app", ["--app", "mine"], id="application"),
+        pytest.param("mine.py", "def create_app(): return service.app", ["-A", "mine"], id="fn"),
+        pytest.param(
+            "mine.py", "def make(n): return service.app", ["-A", "mine:make(1)"], id="fn()"
+        ),
+    ],
+)
+def test_an_app_is_found_as_flask_finds_it(
+    invoke: Invoke, file: str, last_line: str, args: list[str]
+) -> None:
+    invoke.file(file, ECHO.format(name="here") + last_line)
+    assert found(invoke(*args, *NONE)) == "here"
+
+
+def test_flask_app_names_it(invoke: Invoke) -> None:
+    invoke.file("mine.py", ECHO.format(name="here") + "app = service.app")
+    assert found(invoke(*NONE, env={"FLASK_APP": "mine"})) == "here"
+
+
+def test_the_file_flaskenv_names_it(invoke: Invoke) -> None:
+    invoke.file("mine.py", ECHO.format(name="here") + "app = service.app")
+    invoke.file(".flaskenv", "FLASK_APP=mine")
+    assert found(invoke(*NONE)) == "here"
+
+
+def test_a_service_on_a_users_own_app_is_found(invoke: Invoke) -> None:
+    lines = "from flask import Flask\napp = Flask('own')\napp.register_blueprint(service.blueprint)"
+    invoke.file("app.py", ECHO.format(name="here") + lines)
+    assert found(invoke(*NONE)) == "here"
+
+
+def test_an_unguarded_call_that_runs_something_does_not_block(invoke: Invoke) -> None:
+    calls = "service.run_unix()\nservice.run_tcp('h', 1)\nservice.run_http()\napp = service.app"
+    invoke.file("app.py", ECHO.format(name="here") + calls)
+    assert found(invoke(*NONE)) == "here"
+
+
+# ------------------------------------------------------------------------------ what is refused
+
+
+def refused(result: Result) -> str:
+    """Return the one line that a command says before it exits with 2."""
+    assert result.exit_code == WRONG_USAGE, (result.output, result.exception)
+    assert "Traceback" not in result.output
+    assert result.output.startswith("Error: ")
+    return result.output.removeprefix("Error: ").rstrip("\n")
+
+
+@pytest.mark.parametrize("args", [[], ["--app", "nothing"], ["--app", "nothing.py"]])
+def test_no_app_is_told_with_a_way_out(invoke: Invoke, args: list[str]) -> None:
+    said = refused(invoke(*args, *WORKER))
+    assert re.match("Could not (locate a Flask application|import 'nothing')", said)
+    assert "`python -m ventu_lite --app FILE.py ...`" in said
+
+
+@pytest.mark.parametrize("app", ["mine", "mine:service", "mine:nothing"])
+def test_a_service_without_an_app_is_told_which_line_is_missing(invoke: Invoke, app: str) -> None:
+    invoke.file("mine.py", ECHO.format(name="here"))
+    said = refused(invoke("--app", app, *WORKER))
+    assert said.endswith("It needs a line `app = service.app` below the decorated functions.")
+
+
+def test_an_app_without_a_service_is_told_how_to_get_one(invoke: Invoke) -> None:
+    invoke.file("app.py", "from flask import Flask\napp = Flask('plain')")
+    assert refused(invoke(*WORKER)) == (
+        "the app 'plain' holds no service;"
+        " add `app.register_blueprint(service.blueprint)`, or use `app = service.app`"
+    )
+
+
+def two_services() -> Flask:
+    app = Flask("both")
+    for name in ("cats", "dogs"):
+        service = Service(name, request=int, response=int)
+        service.infer(lambda item: item)
+        app.register_blueprint(service.blueprint, url_prefix=f"/{name}")
+    return app
+
+
+def test_one_of_several_services_has_to_be_chosen() -> None:
+    app = two_services()
+    with pytest.raises(ServiceNotFound) as caught:
+        find_service(app, None)
+    assert str(caught.value) == (
+        "the app 'both' holds several services: 'cats', 'dogs';"
+        " choose one, such as --service 'cats'"
+    )
+    assert find_service(app, "dogs").service.name == "dogs"
+
+
+def test_an_unknown_service_is_told_which_there_are() -> None:
+    with pytest.raises(ServiceNotFound, match="holds no service 'cows'; it has 'cats', 'dogs'"):
+        find_service(two_services(), "cows")
+
+
+def test_an_error_inside_the_users_file_keeps_its_traceback(directory: Path) -> None:
+    (directory / "app.py").write_text("def boom():\n    raise KeyError('mine')\n\nboom()\n")
+    ended = command(*WORKER, cwd=directory)
+    assert ended.returncode == CRASHED
+    assert ended.stderr.startswith("Traceback (most recent call last)")
+    assert f'File "{directory}/app.py", line 2, in boom' in ended.stderr
+    assert ended.stderr.endswith("KeyError: 'mine'\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        pytest.param(
+            "from ventu_lite import Service\nService('x', timeout=-1)",
+            r"timeout.*=-1: Input should be greater than 0",
+            id="bad setting",
+        ),
+        pytest.param(
+            "from ventu_lite import Service\nService('x', time_out=1)",
+            r"there is no setting 'time_out'. Did you mean 'timeout'\?",
+            id="no such setting",
+        ),
+        pytest.param(
+            "from ventu_lite import Service\napp = Service('x').app",
+            "service 'x' has no model call. Decorate it: @service.infer, or .*",
+            id="no model call",
+        ),
+    ],
+)
+def test_a_service_that_cannot_be_composed_is_told_in_one_line(
+    invoke: Invoke, text: str, said: str
+) -> None:
+    invoke.file("app.py", text)
+    assert re.fullmatch(said, refused(invoke(*WORKER)))
+
+
+LONG = "x" * 150
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--tcp", "nowhere"], "'nowhere' is no HOST:PORT, such as 127.0.0.1:8765 or [::1]:8765"),
+        (["--tcp", ""], "'' is no HOST:PORT, such as 127.0.0.1:8765 or [::1]:8765"),
+        (["--tcp", "h:65536"], "port 65536 does not exist, expected 0 to 65535"),
+        (["--tcp", "h:0"], "--tcp h:0: nobody listens on port 0; which port is it?"),
+        (["--unix", ""], "the socket path is empty, expected one such as batching.socket"),
+        (
+            ["--unix", LONG],
+            "the socket path has 150 bytes, a Unix socket allows 107:"
+            " choose a shorter one, such as /tmp/batching.socket",
+        ),
+        (
+            ["--max-message", "1"],
+            "--max-message='1': Input should be greater than or equal to 1024",
+        ),
+        (
+            ["--max-message", "2GiB"],
+            "--max-message='2GiB': Input should be less than 2147483648",
+        ),
+        (
+            ["--max-message", "lots"],
+            "--max-message='lots': could not parse value and unit from byte string,"
+            " expected a size such as 10MiB",
+        ),
+    ],
+)
+def test_a_bad_option_is_told_in_one_line(invoke: Invoke, args: list[str], said: str) -> None:
+    invoke.file("app.py", ECHO.format(name="here") + "app = service.app")
+    assert refused(invoke("worker", *args)) == said
+
+
+@pytest.mark.parametrize(
+    ("variable", "said"),
+    [
+        ("VENTU_TIMEOUT=-1", "VENTU_TIMEOUT='-1': Input should be greater than 0"),
+        ("VENTU_LOG_FORMAT=xml", "VENTU_LOG_FORMAT='xml': Input should be 'text' or 'json'"),
+        (f"VENTU_SOCKET={LONG}", "the socket path has 150 bytes, a Unix socket allows 107: .*"),
+    ],
+)
+def test_a_bad_variable_is_told_in_one_line(invoke: Invoke, variable: str, said: str) -> None:
+    invoke.file("app.py", ECHO.format(name="here") + "app = service.app")
+    name, _, value = variable.partition("=")
+    assert re.fullmatch(said, refused(invoke("worker", env={name: value})))
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--unix", "a", "--tcp", "b:1"], "--unix and --tcp exclude each other"),
+        (["--metrics-port", "65536"], "65536 is not in the range 0<=x<=65535"),
+        (["--metrics-port", "x"], "'x' is not a valid integer"),
+        (["--log-level", "loud"], "'loud' is not one of 'debug', 'info', 'warning'"),
+        (["--log-format", "xml"], "'xml' is not one of 'text', 'json'"),
+        (["--nothing"], "No such option"),
+        (["more"], "Got unexpected extra argument"),
+    ],
+)
+def test_wrong_usage_is_told_with_the_help_that_there_is(
+    invoke: Invoke, args: list[str], said: str
+) -> None:
+    result = invoke("worker", *args)
+    assert result.exit_code == WRONG_USAGE
+    assert said in result.output
+    assert "Try 'python -m ventu_lite worker --help' for help." in result.output
+
+
+def test_an_unknown_command_is_wrong_usage(invoke: Invoke) -> None:
+    result = invoke("wroker")
+    assert result.exit_code == WRONG_USAGE
+    assert "No such command 'wroker'" in result.output
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "192.0.2.1"])
+def test_an_address_for_metrics_that_cannot_be_had_is_told(invoke: Invoke, host: str) -> None:
+    """192.0.2.0/24 is reserved for documentation: no machine has it."""
+    invoke.file("app.py", ECHO.format(name="here") + "app = service.app")
+    with BatchingPeer(tcp=True) as peer:
+        result = invoke("worker", "--metrics-host", host, "--metrics-port", str(peer.port))
+    assert result.exit_code == CANNOT_LISTEN
+    address = re.escape(f"{host}:{peer.port}")
+    reason = "(Address already in use|Cannot assign requested address)"
+    assert re.fullmatch(f"Error: cannot serve metrics on {address}: {reason}\n", result.output)
+
+
+# -------------------------------------------------------------------------------------- the help
+
+
+@pytest.mark.parametrize("args", [[], ["worker"]])
+def test_help_ends_with_commands_that_are_right(
+    invoke: Invoke, monkeypatch: pytest.MonkeyPatch, args: list[str]
+) -> None:
+    said = invoke(*args, "--help").output
+    examples = re.findall(r"^ +((?:python -m ventu_lite|flask) .*)$", said, re.MULTILINE)
+    assert len(examples) >= 2
+    monkeypatch.chdir(ROOT)
+    for example in examples:
+        words = shlex.split(example)
+        if words[0] == "flask":
+            assert CliRunner().invoke(flask_cli, [*words[1:], "--help"]).exit_code == 0
+        elif "batching" in words:
+            assert invoke(*words[3:], "--help").exit_code == 0
+        else:
+            result = invoke(*words[3:], "--service", "none", env={"FLASK_APP": str(SAMPLE)})
+            assert found(result) == "sentiment"
+
+
+def test_the_version_is_told(invoke: Invoke) -> None:
+    result = invoke("--version")
+    assert (result.exit_code, result.output) == (
+        0,
+        f"ventu_lite, version {version('ventu-lite')}\n",
+    )
+
+
+def test_the_script_of_the_package_is_the_module() -> None:
+    (script,) = entry_points(group="console_scripts", name="ventu_lite")
+    assert script.load() is __main__.main
+    assert command("--version").stdout.startswith("ventu_lite, version ")
+
+
+# --------------------------------------------------------------------------------- a real worker
+
+
+def slow_worker(directory: Path, *options: str, **env: str) -> Process:
+    (directory / "app.py").write_text(SLOW)
+    return worker("app.py", *options, cwd=directory, env=env)
+
+
+def test_a_worker_waits_for_its_batching_service_and_for_the_next_one(directory: Path) -> None:
+    with slow_worker(directory, "--unix", "batching.socket") as process:
+        process.wait_for(r"cannot connect to unix:batching.socket: .*; trying again in 0.2 s")
+        for count in (1, 2):
+            with BatchingPeer() as peer:
+                assert peer.unix is not None
+                (directory / "batching.socket").symlink_to(peer.unix)
+                assert peer.submit([b'"x"'], timeout=TIMEOUT) == [(200, b'"x"')]
+            process.wait_for(r"lost unix:batching.socket: .*; trying again in", count=count)
+            (directory / "batching.socket").unlink()
+        assert process.stop() == 0
+        assert process.lines[-1].endswith("stopped")
+
+
+def test_a_worker_that_waits_for_its_batching_service_stops_at_once(directory: Path) -> None:
+    with slow_worker(directory, "--unix", "nobody.socket") as process:
+        process.wait_for("trying again in 0.8 s")
+        began_at = time.monotonic()
+        assert process.stop() == 0
+        assert time.monotonic() - began_at < 30
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_an_idle_worker_leaves_when_it_is_told_to(directory: Path, signum: int) -> None:
+    with BatchingPeer(tcp=True) as peer:
+        with slow_worker(directory, "--tcp", f"127.0.0.1:{peer.port}") as process:
+            peer.wait_for_workers(1, timeout=TIMEOUT)
+            process.signal(signum)
+            assert process.wait() == 0
+        assert not peer.faults
+
+
+def test_a_busy_worker_answers_its_batch_and_says_bye(directory: Path) -> None:
+    gate = directory / "wait_in_batch"
+    gate.touch()
+    with BatchingPeer() as peer, slow_worker(directory, "--unix", str(peer.unix)) as process:
+        with ThreadPoolExecutor() as pool:
+            answers = pool.submit(peer.submit, [b'"x"', b'"y"'], TIMEOUT)
+            process.wait_for("batch begins")
+            process.signal(signal.SIGTERM)
+            gate.unlink()
+            assert answers.result() == [(200, b'"x"'), (200, b'"y"')]
+        assert process.wait() == 0
+        assert peer.results[-1].bye
+
+
+def test_a_second_signal_kills_a_worker_that_hangs(directory: Path) -> None:
+    (directory / "wait_in_batch").touch()
+    with BatchingPeer() as peer, slow_worker(directory, "--unix", str(peer.unix)) as process:
+        with ThreadPoolExecutor() as pool:
+            answers = pool.submit(peer.submit, [b'"x"'], TIMEOUT)
+            process.wait_for("batch begins")
+            # Two pending signals of a kind are one, so the second goes out until it has worked.
+            while process.is_alive:
+                process.signal(signal.SIGTERM)
+                time.sleep(0.05)
+            assert process.wait() == -signal.SIGTERM
+            (directory / "wait_in_batch").unlink()
+            with slow_worker(directory, "--unix", str(peer.unix)):  # takes the job over
+                assert answers.result() == [(200, b'"x"')]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_worker_in_its_set_up(directory: Path, signum: int) -> None:
+    (directory / "wait_in_setup").touch()
+    with BatchingPeer() as peer, slow_worker(directory, "--unix", str(peer.unix)) as process:
+        process.wait_for("set-up begins")
+        process.signal(signum)
+        assert process.wait() == 0
+        assert peer.connections == 0
+
+
+def test_a_failing_set_up_ends_a_worker_with_its_traceback(directory: Path) -> None:
+    (directory / "fail_in_setup").touch()
+    with BatchingPeer() as peer, slow_worker(directory, "--unix", str(peer.unix)) as process:
+        assert process.wait() == CRASHED
+        assert process.lines[-1] == "OSError: no weights"
+        process.wait_for("ERROR .*: the worker ends")
+        assert peer.connections == 0
+
+
+def test_a_set_up_that_exits_is_no_success(directory: Path) -> None:
+    text = ECHO.format(name="x") + "import sys\nservice.setup(lambda: sys.exit(0))\n"
+    (directory / "app.py").write_text(text + "app = service.app\n")
+    with worker("app", cwd=directory) as process:
+        assert process.wait() == CRASHED
+        process.wait_for("ERROR .*: the worker ends")
+
+
+def test_a_failing_warm_up_ends_a_worker_with_its_traceback(directory: Path) -> None:
+    text = """
+    from ventu_lite import Service
+
+    service = Service("x", examples=[1])
+
+    @service.infer
+    def infer(item: int) -> int:
+        raise OSError("no device")
+
+    app = service.app
+    """
+    (directory / "app.py").write_text(textwrap.dedent(text))
+    with worker("app", cwd=directory) as process:
+        assert process.wait() == CRASHED
+        process.wait_for("OSError: no device")
+        process.wait_for("warm-up with 1 example.* failed")
+
+
+def test_json_logs_are_one_object_a_line_and_show_no_payload(directory: Path) -> None:
+    options = ("--log-format", "json", "--log-level", "debug")
+    with BatchingPeer() as peer:
+        with slow_worker(directory, "--unix", str(peer.unix), *options) as process:
+            answers = peer.submit([b'"raise"', b'"fine"', b"my secret"], timeout=TIMEOUT)
+            assert [status for status, _ in answers] == [500, 200, 400]
+            assert process.stop() == 0
+    said = [line for line in process.lines if line not in ("set-up begins", "batch begins")]
+    records = [json.loads(line) for line in said]
+    assert all(set(record) >= {"time", "level", "logger", "message"} for record in records)
+    (error,) = [record for record in records if record["level"] == "error"]
+    failed = [id for id, status in peer.results[0].rejected.items() if status == 500]
+    assert error["job_id"] == failed
+    assert error["message"] == f"job {failed[0]} failed"
+    assert error["traceback"].endswith("ValueError: what a secret")
+    assert "my secret" not in process.output
+
+
+def test_the_operators_log_format_beats_that_of_the_users_file(directory: Path) -> None:
+    first = "import logging\nlogging.basicConfig(format='mine: %(message)s')\n"
+    (directory / "app.py").write_text(first + ECHO.format(name="x") + "app = service.app\n")
+    for env, expected in (({}, "mine: "), ({"VENTU_LOG_FORMAT": "json"}, "{")):
+        with worker("app", cwd=directory, env=env) as process:
+            process.wait_for("trying again")
+            assert process.stop() == 0
+        assert all(line.startswith(expected) for line in process.lines)
+
+
+def test_metrics_of_a_worker_are_served(directory: Path) -> None:
+    with BatchingPeer() as peer:
+        options = ("--unix", str(peer.unix), "--metrics-port", "0")
+        with slow_worker(directory, *options) as process:
+            port = int(process.wait_for(r"metrics on http://127.0.0.1:(\d+)/metrics")[1])
+            peer.submit([b'"a"', b'"b"', b"?"], timeout=TIMEOUT)
+            with Client(port) as client:
+                text = client.get("/metrics").body.decode()
+            assert 'ventu_workers{protocol="unix",service="slow"} 1.0' in text
+            assert 'ventu_batch_size_sum{service="slow"} 2.0' in text
+            assert 'ventu_rejected_total{reason="invalid",service="slow"} 1.0' in text
+
+
+def test_a_worker_proves_the_secret_that_its_environment_holds(directory: Path) -> None:
+    with BatchingPeer(secret="hush") as peer:
+        with slow_worker(directory, "--unix", str(peer.unix), VENTU_WORKER_SECRET="hush"):
+            assert peer.submit([b'"x"'], timeout=TIMEOUT) == [(200, b'"x"')]
+        with slow_worker(
+            directory, "--unix", str(peer.unix), VENTU_WORKER_SECRET="loud"
+        ) as process:
+            process.wait_for("check VENTU_WORKER_SECRET")
+    assert "hush" not in process.output and "loud" not in process.output
+
+
+def test_a_worker_imports_only_what_it_needs(directory: Path) -> None:
+    """The plugins of ``flask``, flasgger among them, cost as much as all the rest."""
+    (directory / "app.py").write_text(SLOW)
+    arguments = ("-X", "importtime", "-m", "ventu_lite", "worker", "--unix", "nobody.socket")
+    with Process(*arguments, cwd=directory) as process:
+        process.wait_for("trying again")
+        assert process.stop() == 0
+    imported = set(re.findall(r"\| +([a-z_]+)", process.output))
+    assert {"flask", "pydantic", "ventu_lite"} <= imported
+    assert not {"flasgger", "yaml", "jsonschema", "mistune", "numpy", "unittest"} & imported

@@ -1,0 +1,68 @@
+"""The command ``batching``: the batching service alone, for workers of any kind."""
+
+import logging
+from typing import Any
+
+import click
+
+from ..addresses import TCPAddress
+from ..config import Config
+from ..options import (
+    batching_options,
+    exits,
+    listening_address,
+    log_options,
+    worker_address_options,
+)
+
+log = logging.getLogger(__name__)
+
+
+@click.command("batching", short_help="Take HTTP, form batches, hand them to workers.")
+@worker_address_options
+@batching_options
+@log_options
+@exits
+def batching(unix: str | None, tcp: str | None, no_retry: bool, **flags: Any) -> None:
+    """Take HTTP requests, form batches, and hand them to the workers that connect.
+
+    Any worker that speaks the protocol of kemingy/batching may join, also later. SIGTERM answers
+    what was accepted, then ends.
+
+    \b
+    Examples:
+      python -m ventu_lite batching --port 8000 --unix batching.socket
+      python -m ventu_lite batching --tcp 127.0.0.1:8765 --max-wait 0
+    """  # noqa: D301  # \b is click's mark for lines that it must not wrap
+    from ..logs import configure
+    from .http import run
+
+    config = Config().override(**flags)
+    configure(config.log_level, config.log_format)
+    address = listening_address(unix, tcp, config.socket)
+    warn_if_open(address, config)
+    run(_serve(config, address, retry=not no_retry))
+
+
+async def _serve(config: Config, address: Any, *, retry: bool) -> None:
+    from .server import BatchingService, Options, running
+    from .status import PlainStatus
+
+    options = Options(config.name, address, retry=retry)
+    service = BatchingService(config, options, PlainStatus)
+    async with running(service) as url:
+        log.info("ready on %s for clients, at %s for workers", url, address)
+        await service.until_signal()
+        log.info("stopping: answering what was accepted")
+    log.info("stopped")
+
+
+def warn_if_open(address: Any, config: Config) -> None:
+    """Warn when workers may connect from other machines without proving who they are."""
+    if not isinstance(address, TCPAddress) or config.worker_secret or address.is_loopback:
+        return
+    log.warning(
+        "anybody who reaches %s can join as a worker, and then reads requests and writes answers;"
+        " set VENTU_WORKER_SECRET on both sides, or listen on 127.0.0.1",
+        address,
+    )

@@ -1,0 +1,184 @@
+"""The queue of one service in an event loop: when to look at it, and whom to tell.
+
+Every event only notes itself and asks for a turn; one turn for all events of a moment hands
+batches out, answers what is finished and sets the one timer.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from ..protocol import Results
+from .jobs import Failure, Job
+from .queue import Queue
+from .tally import FrontMetrics
+from .workers import Batch
+
+log = logging.getLogger(__name__)
+
+
+class Link(Protocol):
+    """A connected worker."""
+
+    def __hash__(self) -> int:
+        """Tell it from other workers."""
+
+    def send(self, payloads: dict[str, bytes]) -> None:
+        """Give it a batch."""
+
+    def cut_off(self, reason: str) -> None:
+        """Close its connection, and end its process if it is ours; ``lost`` is not called."""
+
+
+class Waiter(Protocol):
+    """Who is to be told how a job ended."""
+
+    def answered(self, job: Job, status: int, body: bytes, infer: float | None) -> None:
+        """Take the worker's answer; ``infer`` is the seconds that it reports."""
+
+    def failed(self, job: Job, failure: Failure) -> None:
+        """Take note that no worker answered."""
+
+
+class Dispatcher:
+    """Gives the jobs of a queue to links, and the results to waiters, ``job.context``.
+
+    Only for the thread of its event loop.
+
+    Args:
+        queue: The jobs and the workers.
+        metrics: What is counted.
+        loop: The event loop.
+        clock: Monotonic seconds; the time of uvloop's own clock comes in whole milliseconds.
+    """
+
+    def __init__(
+        self,
+        queue: Queue[Link],
+        metrics: FrontMetrics,
+        loop: asyncio.AbstractEventLoop,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.queue = queue
+        self.on_empty: Callable[[], None] | None = None
+        self._metrics = metrics
+        self._loop = loop
+        self.clock = clock
+        self._turn_is_due = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, job: Job) -> None:
+        """Let a job wait for its turn.
+
+        Raises:
+            Unavailable, PayloadError: The queue does not take it.
+        """
+        self.queue.add(job)
+        self._ask_for_turn()
+
+    def abandon(self, job: Job) -> None:
+        """Forget a job whose client has gone."""
+        if self.queue.abandon(job):
+            self._metrics.rejected["gone"] += 1
+            self._ask_for_turn()
+
+    def ready(self, link: Link) -> None:
+        """Take note that a worker wants a batch.
+
+        Raises:
+            ProtocolError: It has one.
+        """
+        self.queue.ready(link, self.clock())
+        self._ask_for_turn()
+
+    def results(self, link: Link, results: Results) -> None:
+        """Answer the jobs of a batch, but hand out the next one first.
+
+        The worker is the narrow place: it must not wait while answers are written.
+
+        Raises:
+            ProtocolError: They do not belong to the batch of this worker.
+        """
+        now = self.clock()
+        if results.bye:
+            self.queue.retire(link)
+        batch = self.queue.accept(link, results.payloads, now)
+        self._hand_out(now)
+        seconds = now - batch.released_at if results.infer is None else results.infer
+        self._answer(results.rejected, seconds)
+        self._ask_for_turn()
+
+    def retire(self, link: Link) -> None:
+        """Take note that a worker wants no further batch."""
+        self.queue.retire(link)
+
+    def lost(self, link: Link) -> None:
+        """Take note that a worker has gone; its jobs are tried again."""
+        self.queue.lose(link, self.clock())
+        self._ask_for_turn()
+
+    def drain(self) -> None:
+        """Take no new jobs; ``on_empty`` is called when the last one is done."""
+        self.queue.drain()
+        self._ask_for_turn()
+
+    def close(self) -> None:
+        """Stop the timer."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _ask_for_turn(self) -> None:
+        if not self._turn_is_due:
+            self._turn_is_due = True
+            self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self._turn_is_due = False
+        now = self.clock()
+        self._hand_out(now)
+        self._answer({}, None)
+        self._set_timer(now)
+        if self.on_empty is not None and self.queue.is_empty:
+            self.on_empty()
+
+    def _hand_out(self, now: float) -> None:
+        metrics = self._metrics
+        while batch := self.queue.take(now):
+            self._send(batch)
+            metrics.released[batch.reason] += 1
+            metrics.batch_size.observe(batch.size)
+            for job in batch.jobs.values():
+                metrics.queue_seconds.observe(now - job.queued_at)
+
+    def _send(self, batch: Batch[Link]) -> None:
+        batch.worker.send({job.id: job.payload for job in batch.jobs.values()})
+
+    def _answer(self, rejected: Mapping[str, int], infer: float | None) -> None:
+        for job, outcome in self.queue.finished():
+            waiter: Waiter = job.context
+            if type(outcome) is Failure:
+                self._metrics.rejected[outcome.reason] += 1
+                waiter.failed(job, outcome)
+            else:
+                waiter.answered(job, rejected.get(job.id, 200), outcome, infer)
+
+    def _set_timer(self, now: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        wake_at = self.queue.wake_at(now)
+        self._timer = (
+            None
+            if wake_at is None
+            else self._loop.call_later(max(0.0, wake_at - now), self._timed_out)
+        )
+
+    def _timed_out(self) -> None:
+        self._timer = None
+        now = self.clock()
+        for link in self.queue.overdue(now):
+            link.cut_off("it held a batch for too long")
+            self.queue.lose(link, now)
+        self.queue.expire(now)
+        self._turn()

@@ -1,0 +1,221 @@
+"""One worker connection: the wire protocol between a socket and the dispatcher."""
+
+import asyncio
+import logging
+import os
+import socket
+import struct
+from collections.abc import Callable
+from typing import Final, Literal, cast
+
+from ..errors import ProtocolError
+from ..protocol import (
+    Batch,
+    BatchingConnection,
+    Bye,
+    Closed,
+    Event,
+    Hello,
+    Ready,
+    Results,
+    State,
+)
+from .dispatcher import Dispatcher
+
+log = logging.getLogger(__name__)
+
+# A worker that knows the secret answers in a millisecond; who does not may hold a connection.
+PROOF_TIMEOUT: Final = 5.0
+
+
+class Links:
+    """All workers that are connected to one listener.
+
+    Args:
+        dispatcher: Whom to tell.
+        protocol: What the listener is.
+        max_message: Bytes of the largest message to read or write.
+        secret: What a worker must prove to know; ``None`` for nothing.
+        on_change: Called with a link when its worker becomes ready for the first time, and when
+            it is gone.
+        kill: Ends a process of ours that holds a batch for too long.
+    """
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        *,
+        protocol: Literal["unix", "tcp"],
+        max_message: int,
+        secret: str | None = None,
+        on_change: Callable[["WorkerLink"], None] = lambda link: None,
+        kill: Callable[[int], None] = lambda pid: None,
+    ) -> None:
+        self.dispatcher = dispatcher
+        self.protocol = protocol
+        self.max_message = max_message
+        self.secret = secret
+        self.on_change = on_change
+        self.kill = kill
+        self.open: set[WorkerLink] = set()
+
+    def __call__(self) -> "WorkerLink":
+        """Return the protocol of a new connection."""
+        return WorkerLink(self)
+
+    @property
+    def ready(self) -> int:
+        """How many workers are connected and have asked for a batch."""
+        return sum(link.is_ready for link in self.open)
+
+    def close(self) -> None:
+        """Close every connection; their workers are told nothing but that."""
+        for link in list(self.open):
+            link.close()
+
+
+class WorkerLink(asyncio.Protocol):
+    """One worker.
+
+    Attributes:
+        address: How logs call it.
+        pid: Its process, where the system tells, else ``None``.
+        is_ready: Whether it has asked for a batch and not left since.
+    """
+
+    def __init__(self, links: Links) -> None:
+        self.address: str = links.protocol
+        self.pid: int | None = None
+        self.is_ready = False
+        self._links = links
+        self._dispatcher = links.dispatcher
+        self._transport: asyncio.Transport | None = None
+        self._proof_timer: asyncio.TimerHandle | None = None
+        challenge = os.urandom(32) if links.secret else None
+        self._connection = BatchingConnection(
+            max_message=links.max_message, secret=links.secret, challenge=challenge
+        )
+
+    def __repr__(self) -> str:
+        return f"<worker at {self.address}>"
+
+    # ------------------------------------------------------------------ from asyncio
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Learn who it is."""
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's looks like one
+        sock = transport.get_extra_info("socket")
+        peer = transport.get_extra_info("peername")
+        if self._links.protocol == "unix":
+            self.pid = _peer_pid(sock)
+            self.address = f"unix, process {self.pid}"
+        else:
+            _keep_alive(sock)
+            self.address = f"tcp, {peer[0]}:{peer[1]}" if peer else "tcp"
+        self._links.open.add(self)
+        if self._links.secret:
+            loop = asyncio.get_running_loop()
+            self._proof_timer = loop.call_later(PROOF_TIMEOUT, self._no_proof)
+
+    def data_received(self, data: bytes) -> None:
+        """Act upon every message that is complete now."""
+        try:
+            for event in self._connection.receive_data(data):
+                self._handle(event)
+        except ProtocolError as exc:
+            self._fault(str(exc))
+
+    def eof_received(self) -> None:
+        """Close; a worker that sends no more cannot answer."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Give its jobs to others."""
+        if self._transport is not None:
+            log.info("%r has left", self)
+            self._forget()
+            self._dispatcher.lost(self)
+
+    # -------------------------------------------------------------- for the dispatcher
+
+    def send(self, payloads: dict[str, bytes]) -> None:
+        """Write a batch in one call, as old workers want it."""
+        assert self._transport is not None
+        self._transport.write(self._connection.send_batch(Batch(payloads)))
+
+    def cut_off(self, reason: str) -> None:
+        """Close the connection and end the process if it is ours; the caller requeues its jobs."""
+        if self._transport is None:
+            return
+        log.warning("%r is cut off: %s", self, reason)
+        self._forget()
+        if self.pid is not None:
+            self._links.kill(self.pid)
+
+    def close(self) -> None:
+        """Close the connection; its jobs are tried again."""
+        if self._transport is not None:
+            self._forget()
+            self._dispatcher.lost(self)
+
+    # ----------------------------------------------------------------------- inside
+
+    def _handle(self, event: Event) -> None:
+        if self._transport is None:  # cut off by an event before
+            return
+        if isinstance(event, Results):
+            self._dispatcher.results(self, event)
+        elif isinstance(event, Ready):
+            self._become_ready()
+        elif isinstance(event, Hello):
+            self._transport.write(self._connection.send_challenge())
+        elif isinstance(event, Bye):
+            self._dispatcher.retire(self)
+        if isinstance(event, Closed) or self._connection.state is State.LEFT:
+            self.close()
+
+    def _become_ready(self) -> None:
+        if self._proof_timer is not None:
+            self._proof_timer.cancel()
+        self.is_ready = True
+        self._dispatcher.ready(self)
+        log.info("%r is ready", self)
+        self._links.on_change(self)
+
+    def _no_proof(self) -> None:
+        self._fault(f"no proof of the worker secret within {PROOF_TIMEOUT:g} s")
+
+    def _fault(self, complaint: str) -> None:
+        if self._transport is None:
+            return
+        log.warning("%r broke the protocol, its connection is closed: %s", self, complaint)
+        self.close()
+
+    def _forget(self) -> None:
+        """Close the transport, once."""
+        transport, self._transport = self._transport, None
+        if self._proof_timer is not None:
+            self._proof_timer.cancel()
+        self._links.open.discard(self)
+        was_ready, self.is_ready = self.is_ready, False
+        if transport is not None:
+            transport.abort()
+        if was_ready:
+            self._links.on_change(self)
+
+
+def _peer_pid(sock: socket.socket) -> int | None:
+    """Return the process at the other end of a Unix socket, where Linux tells."""
+    if not hasattr(socket, "SO_PEERCRED"):
+        return None
+    size = struct.calcsize("3i")
+    pid: int = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))[0]
+    return pid
+
+
+def _keep_alive(sock: socket.socket) -> None:
+    """Let the system notice a machine that is gone without a word, within about a minute."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for option, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
+        if hasattr(socket, option):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)

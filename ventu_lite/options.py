@@ -1,0 +1,117 @@
+"""What the commands share: options, exit codes, errors that end in one line.
+
+No Flask here: ``batching`` needs none, and starts in half the time without.
+"""
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any, Final, NoReturn, TypeVar
+
+import click
+
+from .addresses import Address, TCPAddress, UnixAddress
+from .errors import CannotListen, ConfigError, RegistrationError, ServiceNotFound
+
+CRASHED: Final = 1  # the service, or the contract that `check` looks after, is broken
+WRONG_USAGE: Final = 2  # as click has it: a bad option, no such app, no such service
+CANNOT_LISTEN: Final = 3  # an address is taken, or cannot be reached for good
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """End the process with one line on standard error."""
+    click.echo(f"Error: {message}", err=True)
+    sys.exit(code)
+
+
+def exits(fn: F) -> F:
+    """Turn the errors of a command into one line and an exit code."""
+
+    @functools.wraps(fn)
+    def command(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return fn(*args, **kwargs)
+        except (ConfigError, RegistrationError, ServiceNotFound) as exc:
+            fail(str(exc), WRONG_USAGE)
+        except CannotListen as exc:
+            fail(str(exc), CANNOT_LISTEN)
+
+    return command  # type: ignore[return-value]  # it has the signature of fn
+
+
+def log_options(fn: F) -> F:
+    """Give a command the options of logging."""
+    levels = click.Choice(["debug", "info", "warning", "error", "critical"], case_sensitive=False)
+    formats = click.Choice(["text", "json"], case_sensitive=False)
+    return _with(
+        fn,
+        click.option("--log-level", type=levels, help="What is worth a line.  [default: info]"),
+        click.option(
+            "--log-format", type=formats, help="For people or for machines.  [default: text]"
+        ),
+    )
+
+
+def worker_address_options(fn: F) -> F:
+    """Give a command the two ways to say where batching service and workers meet."""
+    return _with(
+        fn,
+        click.option(
+            "--unix", metavar="PATH", help="Where workers connect.  [default: batching.socket]"
+        ),
+        click.option("--tcp", metavar="HOST:PORT", help="Where workers connect, also from afar."),
+    )
+
+
+def batching_options(fn: F) -> F:
+    """Give a command the options of the batching service; unset ones are ``None``."""
+    size, seconds, count = "SIZE", "SECONDS", "N"
+    return _with(
+        fn,
+        click.option("--host", help="Where clients connect.  [default: localhost]"),
+        click.option("--port", type=int, help="0 lets the system choose.  [default: 8000]"),
+        click.option(
+            "--max-batch-size", type=int, metavar=count, help="Jobs in a batch.  [default: 32]"
+        ),
+        click.option(
+            "--max-wait",
+            type=float,
+            metavar=seconds,
+            help="Longest that an idle worker waits for company for a job.  [default: 0.01]",
+        ),
+        click.option("--capacity", type=int, metavar=count, help="Waiting jobs.  [default: 1024]"),
+        click.option(
+            "--timeout", type=float, metavar=seconds, help="From request to 504.  [default: 5]"
+        ),
+        click.option(
+            "--batch-timeout",
+            type=float,
+            metavar=seconds,
+            help="A worker that holds a batch longer is cut off.  [default: as --timeout]",
+        ),
+        click.option("--max-body", metavar=size, help="Of one request.  [default: 10MiB]"),
+        click.option("--max-message", metavar=size, help="Of one batch.  [default: 256MiB]"),
+        click.option("--max-held", metavar=size, help="Of all bodies.  [default: 1GiB]"),
+        click.option("--max-connections", type=int, metavar=count, help="[default: 10000]"),
+        click.option("--no-retry", is_flag=True, help="Never run the jobs of a dead worker again."),
+    )
+
+
+def listening_address(unix: str | None, tcp: str | None, default: str) -> Address:
+    """Return where workers are to connect.
+
+    Raises:
+        ConfigError: It is no address.
+        click.UsageError: Both were given.
+    """
+    if unix is not None and tcp is not None:
+        raise click.UsageError("--unix and --tcp exclude each other: workers meet at one place")
+    return UnixAddress(default if unix is None else unix) if tcp is None else TCPAddress.parse(tcp)
+
+
+def _with(fn: F, *options: Callable[[F], F]) -> F:
+    for option in reversed(options):
+        fn = option(fn)
+    return fn
