@@ -31,7 +31,7 @@ from processes import (
 )
 
 from ventu_lite import Service, ServiceNotFound, __main__
-from ventu_lite.cli import find_service, group, main
+from ventu_lite.cli import find_service, group
 from ventu_lite.options import CANNOT_LISTEN, CRASHED, WRONG_USAGE
 
 ECHO = """

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from ventu_lite.batching.http import Answer, Connection, HttpServer, Limits, problem, run
+from ventu_lite.batching.http import HttpServer, Limits, problem, run
+from ventu_lite.batching.http_connection import Answer, Connection
 from ventu_lite.batching.http_request import Request, encode_headers
 
 try:

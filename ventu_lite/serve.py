@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+from uuid import uuid4
 
 from flask import Flask
 from prometheus_client import multiprocess
@@ -25,7 +26,7 @@ from .batching.status import PlainStatus, health_body
 from .batching.wsgi import WSGIRoutes
 from .blueprint import Mounted, services_of
 from .config import Config
-from .errors import RegistrationError
+from .errors import RegistrationError, VentuError
 from .examples import Probe
 from .families import is_shared
 from .runtime import HEALTH_CACHE, NO_EXAMPLE
@@ -207,14 +208,11 @@ class _Round:
 
     def begin(self, now: float, deadline: float) -> None:
         """Queue the examples, as any other job."""
-        from uuid import uuid4
-
         for number, probe in enumerate(self._probes):
-            waiter = _ProbeWaiter(self, number, probe)
-            job = Job(str(uuid4()), probe.payload, len(probe.payload), now, deadline, waiter)
+            job = _ProbeJob(self, number, probe, now, deadline)
             try:
                 self._dispatcher.add(job)
-            except Exception as exc:  # full or draining: that is what health is about
+            except VentuError as exc:  # full or draining: that is what health is about
                 self.end(number, str(exc))
 
     def end(self, number: int, complaint: str) -> None:
@@ -226,13 +224,20 @@ class _Round:
             self._tell(self._complaint)
 
 
-class _ProbeWaiter:
-    def __init__(self, round_: _Round, number: int, probe: Probe) -> None:
+class _ProbeJob(Job):
+    """An example on its way through the queue."""
+
+    __slots__ = ("_number", "_probe", "_round")
+
+    def __init__(
+        self, round_: _Round, number: int, probe: Probe, now: float, deadline: float
+    ) -> None:
+        super().__init__(str(uuid4()), probe.payload, len(probe.payload), now, deadline)
         self._round = round_
         self._number = number
         self._probe = probe
 
-    def answered(self, job: Job, status: int, body: bytes, infer: float | None) -> None:
+    def answered(self, status: int, body: bytes, timing: bytes) -> None:
         if status != 200:
             complaint = f"status {status}"
         else:
@@ -240,7 +245,7 @@ class _ProbeWaiter:
             complaint = "the answer differs from the expected one" if differs else ""
         self._round.end(self._number, complaint)
 
-    def failed(self, job: Job, failure: Failure) -> None:
+    def failed(self, failure: Failure) -> None:
         self._round.end(self._number, f"status {failure.status}: {failure.detail}")
 
 

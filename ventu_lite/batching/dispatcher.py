@@ -8,7 +8,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Protocol, cast
 
 from ..protocol import Results
 from .jobs import Failure, Job
@@ -32,18 +32,24 @@ class Link(Protocol):
         """Close its connection, and end its process if it is ours; ``lost`` is not called."""
 
 
-class Waiter(Protocol):
-    """Who is to be told how a job ended."""
+class Waiting(Protocol):
+    """A job that knows who waits for it."""
 
-    def answered(self, job: Job, status: int, body: bytes, infer: float | None) -> None:
-        """Take the worker's answer; ``infer`` is the seconds that it reports."""
+    def answered(self, status: int, body: bytes, timing: bytes) -> None:
+        """Take the worker's answer.
 
-    def failed(self, job: Job, failure: Failure) -> None:
+        Args:
+            status: The HTTP status.
+            body: The response or the error body.
+            timing: What ``Server-Timing`` says of the batch, with a leading comma.
+        """
+
+    def failed(self, failure: Failure) -> None:
         """Take note that no worker answered."""
 
 
 class Dispatcher:
-    """Gives the jobs of a queue to links, and the results to waiters, ``job.context``.
+    """Gives the jobs of a queue to links, and the results back to the jobs.
 
     Only for the thread of its event loop.
 
@@ -107,7 +113,8 @@ class Dispatcher:
         batch = self.queue.accept(link, results.payloads, now)
         self._hand_out(now)
         seconds = now - batch.released_at if results.infer is None else results.infer
-        self._answer(results.rejected, seconds)
+        timing = b', infer;dur=%.3f, batch;desc="%d"' % (seconds * 1e3, batch.size)
+        self._answer(results.rejected, timing)
         self._ask_for_turn()
 
     def retire(self, link: Link) -> None:
@@ -138,7 +145,7 @@ class Dispatcher:
         self._turn_is_due = False
         now = self.clock()
         self._hand_out(now)
-        self._answer({}, None)
+        self._answer({}, b"")
         self._set_timer(now)
         if self.on_empty is not None and self.queue.is_empty:
             self.on_empty()
@@ -155,14 +162,15 @@ class Dispatcher:
     def _send(self, batch: Batch[Link]) -> None:
         batch.worker.send({job.id: job.payload for job in batch.jobs.values()})
 
-    def _answer(self, rejected: Mapping[str, int], infer: float | None) -> None:
+    def _answer(self, rejected: Mapping[str, int], timing: bytes) -> None:
         for job, outcome in self.queue.finished():
-            waiter: Waiter = job.context
+            waiting = cast(Waiting, job)
             if type(outcome) is Failure:
                 self._metrics.rejected[outcome.reason] += 1
-                waiter.failed(job, outcome)
+                waiting.failed(outcome)
             else:
-                waiter.answered(job, rejected.get(job.id, 200), outcome, infer)
+                status = rejected.get(job.id, 200) if rejected else 200
+                waiting.answered(status, outcome, timing)
 
     def _set_timer(self, now: float) -> None:
         if self._timer is not None:

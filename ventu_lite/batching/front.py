@@ -6,16 +6,23 @@ import os
 import re
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from pydantic_core import to_json
 
 from ..codecs import MEDIA_TYPE, PROBLEM_TYPE, request_codec, response_type, sniff
 from ..config import Codec, CodecSetting, Config
-from ..errors import MalformedPayload, PayloadError, Unavailable, VentuError
+from ..errors import (
+    MalformedPayload,
+    PayloadError,
+    Unavailable,
+    UnsupportedMediaType,
+    VentuError,
+)
 from ..problems import encode_problem, problem
 from .dispatcher import Dispatcher
-from .http import Answer
+from .http_connection import Answer
+from .http_head import Head
 from .http_request import Request, encode_headers
 from .jobs import Failure, Job
 from .tally import FrontMetrics
@@ -87,9 +94,13 @@ class Front:
 
     def handle(self, request: Request) -> None:
         """Answer a request, now or later."""
+        terms = request.head.note
+        if terms is not None:
+            self._infer(request, terms)
+            return
         path = request.target.partition(b"?")[0]
         if path == self._inference:
-            self._infer(request)
+            self._read_and_infer(request)
         elif path in self._probes:
             self._probe(request, self._probes[path])
         elif self._fallback is not None:
@@ -102,9 +113,9 @@ class Front:
         path = request.target.partition(b"?")[0]
         if path == self._inference:
             try:
-                self._terms(request)
+                self._terms(request.head)
             except (VentuError, MethodNotAllowed) as exc:
-                return self.refusal(exc, self._codec_of_error(request), self._request_id(request))
+                return self._refusal(exc, request)
             return None
         if self._fallback is None or path in self._probes:
             return None if request.method in (b"GET", b"HEAD") else self._wrong(request, b"GET")
@@ -112,60 +123,65 @@ class Front:
 
     # --------------------------------------------------------------------- inference
 
-    def _infer(self, request: Request) -> None:
+    def _read_and_infer(self, request: Request) -> None:
+        """Infer for a head that was not seen before, and remember what it says."""
+        try:
+            terms = request.head.note = self._terms(request.head)
+        except (VentuError, MethodNotAllowed) as exc:
+            self._refuse(request, exc, self.clock())
+        else:
+            self._infer(request, terms)
+
+    def _infer(self, request: Request, terms: "Terms") -> None:
         now = self.clock()
         self._serial += 1
-        id = f"{self._id_prefix}{self._serial:012x}"
-        given = request.fields.get(b"x-request-id")
-        sane = given is not None and _SANE_ID.fullmatch(given) is not None
-        request_id = given if given is not None and sane else id.encode()
-        exchange = Exchange(self, request, "json", request_id)
+        job = InferenceJob(f"{self._id_prefix}{self._serial:012x}", request, self, terms, now)
         try:
-            codec, timeout = self._terms(request)
-            body = request.body
-            if codec is None:
-                codec = sniff(body)
-                _check_accept(request.fields.get(b"accept", b""), codec, self._setting)
-            exchange.codec = codec
-            job = Job(id, body, len(body), now, now + timeout, exchange)
-            exchange.job = job
+            if terms.codec is None:
+                job.codec = sniff(request.body)
+                _check_accept(request.fields.get(b"accept", b""), job.codec, self._setting)
             self.dispatcher.add(job)
-            request.on_disconnect = exchange.gone
-        except (VentuError, MethodNotAllowed) as exc:
-            self._refuse(exchange, exc, now)
+        except VentuError as exc:
+            self._refuse(request, exc, now, job.request_id)
+        else:
+            request.on_disconnect = job.client_left
 
-    def _terms(self, request: Request) -> tuple[Codec | None, float]:
-        """Return the codec, if it is announced, and the seconds that a request may take.
+    def _terms(self, head: Head) -> "Terms":
+        """Return what a head says of an inference.
 
         Raises:
             VentuError, MethodNotAllowed: It cannot be answered, whatever its body.
         """
-        fields = request.fields
-        if request.method != b"POST":
+        fields = head.fields
+        if head.method != b"POST":
             raise MethodNotAllowed
         if self._api_key is not None:
             _authorize(fields.get(b"authorization", b""), self._api_key)
         content_type = fields.get(b"content-type", b"")
         codec = request_codec(content_type.decode("latin-1"), self._setting)
-        if b"content-encoding" in fields and fields[b"content-encoding"].lower() != b"identity":
-            raise _unreadable()
+        if fields.get(b"content-encoding", b"identity").lower() != b"identity":
+            raise UnsupportedMediaType("no content encoding is read here; send the body as it is")
         if codec is not None and b"accept" in fields:
             _check_accept(fields[b"accept"], codec, self._setting)
+        timeout = self._timeout
         if b"x-request-timeout" in fields:
-            return codec, min(self._timeout, _seconds(fields[b"x-request-timeout"]))
-        return codec, self._timeout
+            timeout = min(timeout, _seconds(fields[b"x-request-timeout"]))
+        request_id = fields.get(b"x-request-id", b"")
+        return Terms(codec, timeout, request_id if _SANE_ID.fullmatch(request_id) else None)
 
-    def _refuse(self, exchange: "Exchange", exc: Exception, arrived_at: float) -> None:
-        reason = "full" if getattr(exc, "status", 0) == 429 else "invalid"
+    def _refuse(
+        self, request: Request, exc: Exception, arrived_at: float, request_id: bytes = b""
+    ) -> None:
         if isinstance(exc, (Unavailable, PayloadError)):
-            self.metrics.rejected[reason] += 1
-        request = exchange.request
-        answer = self.refusal(exc, self._codec_of_error(request), exchange.request_id)
+            self.metrics.rejected["full" if exc.status == 429 else "invalid"] += 1
+        answer = self._refusal(exc, request, request_id)
         self.metrics.request(answer[0], self.clock() - arrived_at)
         request.respond(*answer)
 
-    def refusal(self, exc: Exception, codec: Codec, request_id: bytes) -> Answer:
+    def _refusal(self, exc: Exception, request: Request, request_id: bytes = b"") -> Answer:
         """Return the answer for an exception."""
+        codec = self._codec_of_error(request)
+        request_id = request_id or self._request_id(request)
         if isinstance(exc, MethodNotAllowed):
             return self.problem(405, "ask with POST", codec, request_id, b"Allow: POST\r\n")
         if isinstance(exc, Unauthorized):
@@ -183,7 +199,7 @@ class Front:
         """Return an answer with a problem document."""
         instance = f"{self._inference.decode()}#{request_id.decode()}"
         body = encode_problem(problem(status, detail, instance), codec)
-        type_ = PROBLEM_TYPE[codec].encode()
+        type_ = _PROBLEM_TYPES[codec]
         lines = b"Content-Type: %b\r\nX-Request-ID: %b\r\n%b" % (type_, request_id, headers)
         return status, lines, body
 
@@ -238,32 +254,49 @@ class Front:
         return self.problem(405, "wrong method", "json", self._request_id(request), headers)
 
 
-_ANSWER_HEADERS: Final = (
-    b"Content-Type: %b\r\nX-Request-ID: %b\r\nServer-Timing: queue;dur=%.3f, infer;dur=%.3f,"
-    b' total;dur=%.3f, batch;desc="%d"\r\n'
-)
-
-
 class MethodNotAllowed(Exception):
     """The route exists, but not for this method."""
 
 
-class Exchange:
-    """One inference request on its way: who asked, how to answer."""
+class Terms(NamedTuple):
+    """What a head says of an inference.
 
-    __slots__ = ("codec", "front", "job", "request", "request_id")
+    Attributes:
+        codec: Of the body; ``None`` if its first byte has to tell.
+        timeout: Seconds that the client waits.
+        request_id: That of the client, if it gave a sane one.
+    """
 
-    def __init__(self, front: Front, request: Request, codec: Codec, request_id: bytes) -> None:
-        self.front = front
+    codec: Codec | None
+    timeout: float
+    request_id: bytes | None
+
+
+class InferenceJob(Job):
+    """One inference request on its way through the queue; it knows how to answer.
+
+    Attributes:
+        request: What it is the job of.
+        codec: What it came in and is answered in.
+        request_id: What the client calls it, else its own id.
+    """
+
+    __slots__ = ("_front", "codec", "request", "request_id")
+
+    def __init__(
+        self, id: str, request: Request, front: Front, terms: Terms, queued_at: float
+    ) -> None:
+        body = request.body
+        super().__init__(id, body, len(body), queued_at, queued_at + terms.timeout)
         self.request = request
-        self.codec: Codec = codec
-        self.request_id = request_id
-        self.job: Job | None = None
+        self.codec: Codec = terms.codec or "json"
+        self.request_id = terms.request_id or id.encode()
+        self._front = front
 
-    def answered(self, job: Job, status: int, body: bytes, infer: float | None) -> None:
+    def answered(self, status: int, body: bytes, timing: bytes) -> None:
         """Pass the worker's answer on."""
-        front = self.front
-        seconds = front.clock() - job.queued_at
+        front = self._front
+        seconds = front.clock() - self.queued_at
         front.metrics.request(status, seconds)
         if status != 200:
             self._rejected(status, body)
@@ -271,38 +304,40 @@ class Exchange:
         headers = _ANSWER_HEADERS % (
             _TYPES[self.codec],
             self.request_id,
-            (job.released_at - job.queued_at) * 1e3,
-            (infer or 0.0) * 1e3,
+            (self.released_at - self.queued_at) * 1e3,
             seconds * 1e3,
-            job.batch_size,
+            timing,
         )
         self.request.respond(200, headers, body)
 
     def _rejected(self, status: int, body: bytes) -> None:
-        reason = "invalid" if status in (400, 422) else "failed"
-        self.front.metrics.rejected[reason] += 1
+        front, request, codec = self._front, self.request, self.codec
+        front.metrics.rejected["invalid" if status in (400, 422) else "failed"] += 1
         if not body:  # the worker could not even send why
             detail = "the worker rejected this request"
-            self.request.respond(*self.front.problem(status, detail, self.codec, self.request_id))
+            request.respond(*front.problem(status, detail, codec, self.request_id))
             return
         lines = b"Content-Type: %b\r\nX-Request-ID: %b\r\n"
-        headers = lines % (PROBLEM_TYPE[self.codec].encode(), self.request_id)
-        self.request.respond(status, headers, body)
+        request.respond(status, lines % (_PROBLEM_TYPES[codec], self.request_id), body)
 
-    def failed(self, job: Job, failure: Failure) -> None:
+    def failed(self, failure: Failure) -> None:
         """Say that no worker answered."""
-        front = self.front
-        front.metrics.request(failure.status, front.clock() - job.queued_at)
-        answer = front.problem(failure.status, failure.detail, self.codec, self.request_id)
-        self.request.respond(*answer)
+        front = self._front
+        front.metrics.request(failure.status, front.clock() - self.queued_at)
+        self.request.respond(
+            *front.problem(failure.status, failure.detail, self.codec, self.request_id)
+        )
 
-    def gone(self) -> None:
-        """Take note that the client has left."""
-        if self.job is not None:
-            self.front.dispatcher.abandon(self.job)
+    def client_left(self) -> None:
+        """Take note that nobody waits any more."""
+        self._front.dispatcher.abandon(self)
 
 
+_ANSWER_HEADERS: Final = (
+    b"Content-Type: %b\r\nX-Request-ID: %b\r\nServer-Timing: queue;dur=%.3f, total;dur=%.3f%b\r\n"
+)
 _TYPES: Final = {codec: media_type.encode() for codec, media_type in MEDIA_TYPE.items()}
+_PROBLEM_TYPES: Final = {codec: type_.encode() for codec, type_ in PROBLEM_TYPE.items()}
 
 
 def _id_prefix() -> str:
@@ -336,12 +371,6 @@ def _seconds(header: bytes) -> float:
     if not 0 < seconds < math.inf:
         raise MalformedPayload("X-Request-Timeout must be a positive number of seconds")
     return seconds
-
-
-def _unreadable() -> PayloadError:
-    from ..errors import UnsupportedMediaType
-
-    return UnsupportedMediaType("no content encoding is read here; send the body as it is")
 
 
 def _respond_json(request: Request, status: int, body: dict[str, str]) -> None:
