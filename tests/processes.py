@@ -9,6 +9,8 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
+import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,6 +173,32 @@ def worker(
     return Process("-m", "ventu_lite", "--app", app, "worker", *options, cwd=cwd, env=env)
 
 
+@contextlib.contextmanager
+def nothing_left(*, files: bool = False) -> Iterator[dict[str, str]]:
+    """Variables for processes that must have ended when the block ends, and cleared up, too.
+
+    Args:
+        files: Whether files may be left: a process that is killed cannot clear up.
+    """
+    mark = f"MARK_OF_A_TEST={uuid.uuid4()}"
+    name, _, value = mark.partition("=")
+    with short_directory() as directory:
+        yield {name: value, "TMPDIR": str(directory)}
+        deadline = time.monotonic() + TIMEOUT
+        while (left := [pid for pid in _processes(mark)]) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert not left, f"processes {left} are still there"
+        assert files or not os.listdir(directory), "files are left behind"
+
+
+def _processes(mark: str) -> Iterator[int]:
+    """Yield the processes with this line in their environment, as far as the system tells."""
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if mark.encode() in path.read_bytes().split(b"\0"):
+                yield int(path.parent.name)
+
+
 @dataclass(frozen=True)
 class Answer:
     """What an HTTP server said."""
@@ -199,13 +227,15 @@ class Client:
 
     def get(self, path: str) -> Answer:
         """Ask for ``path``."""
-        return self._ask("GET", path, None, {})
+        return self.ask("GET", path, None, {})
 
-    def infer(self, payload: bytes, media_type: str = "application/json") -> Answer:
-        """Post ``payload`` to ``/inference``."""
-        return self._ask("POST", "/inference", payload, {"Content-Type": media_type})
+    def infer(self, payload: bytes, media_type: str = "application/json", **headers: str) -> Answer:
+        """Post ``payload`` to ``/inference``; underscores in names of headers are hyphens."""
+        fields = {name.replace("_", "-"): value for name, value in headers.items()}
+        return self.ask("POST", "/inference", payload, {"Content-Type": media_type} | fields)
 
-    def _ask(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> Answer:
+    def ask(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> Answer:
+        """Send any request."""
         self._connection.request(method, path, body, headers)
         response = self._connection.getresponse()
         answer = Answer(response.status, response.headers, response.read())
@@ -230,10 +260,10 @@ class Server:
         with self.client() as client:
             return client.get(path)
 
-    def infer(self, payload: bytes, media_type: str = "application/json") -> Answer:
+    def infer(self, payload: bytes, media_type: str = "application/json", **headers: str) -> Answer:
         """Post ``payload`` once."""
         with self.client() as client:
-            return client.infer(payload, media_type)
+            return client.infer(payload, media_type, **headers)
 
 
 @contextlib.contextmanager
@@ -257,3 +287,24 @@ def gunicorn(
         with Process(*arguments, cwd=cwd, env=control | dict(env or {})) as process:
             match = process.wait_for(r"Listening at: http://127.0.0.1:(\d+)")
             yield Server(process, int(match[1]))
+
+
+@contextlib.contextmanager
+def serve(
+    app: str | Path, *options: str, cwd: Path | None = None, env: Mapping[str, str] | None = None
+) -> Iterator[Server]:
+    """``serve`` on a free port; every process and file of it must be gone at the end."""
+    arguments = ("-m", "ventu_lite", "--app", app, "serve", "--port", "0", *options)
+    with nothing_left() as mark:
+        with Process(*arguments, cwd=cwd, env=mark | dict(env or {})) as process:
+            yield Server(process, int(process.wait_for(r"listening on http://localhost:(\d+)")[1]))
+
+
+@contextlib.contextmanager
+def batching(
+    *options: str, cwd: Path | None = None, env: Mapping[str, str] | None = None
+) -> Iterator[Server]:
+    """``batching`` on a free port."""
+    arguments = ("-m", "ventu_lite", "batching", "--port", "0", *options)
+    with Process(*arguments, cwd=cwd, env=env) as process:
+        yield Server(process, int(process.wait_for(r"ready on http://localhost:(\d+)")[1]))

@@ -4,12 +4,10 @@ import contextlib
 import json
 import signal
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
-import msgpack
 import pytest
 from peers import BatchingPeer
 from processes import (
@@ -24,21 +22,7 @@ from processes import (
     worker,
 )
 from prometheus_client.parser import text_string_to_metric_families
-from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
-
-JSON, MSGPACK = "application/json", "application/msgpack"
-
-SENTENCES = [
-    "my cat is very cute",
-    "VADER is smart, handsome, and funny!",
-    "The plot was good, but the characters are uncompelling and the dialog is not great.",
-    "Today SUX!",
-    "Not bad at all :)",
-    "Das Wetter ist schön 🌞 and I love it",
-    "the cat sat on the mat",
-]
-
-Ask = Callable[[list[bytes]], list[tuple[int, bytes]]]
+from sentences import JSON, MSGPACK, Ask, assert_answers, assert_routes, over_http
 
 
 @pytest.fixture
@@ -48,74 +32,29 @@ def directory() -> Iterator[Path]:
         yield path
 
 
-@pytest.fixture(scope="module")
-def expected() -> list[dict[str, float]]:
-    """What the model itself says of each sentence."""
-    scores = [SentimentIntensityAnalyzer().polarity_scores(s)["compound"] for s in SENTENCES]
-    return [{"positive": (1 + score) / 2, "negative": (1 - score) / 2} for score in scores]
-
-
-def over_http(server: Server, media_type: str) -> Ask:
-    """Return a function that posts payloads one by one over one connection."""
-
-    def ask(payloads: list[bytes]) -> list[tuple[int, bytes]]:
-        with server.client() as client:
-            answers = [client.infer(payload, media_type) for payload in payloads]
-        good = [answer for answer in answers if answer.status == 200]
-        assert {answer.headers["Content-Type"] for answer in good} == {media_type}
-        return [(answer.status, answer.body) for answer in answers]
-
-    return ask
-
-
-def assert_answers(ask: Ask, media_type: str, expected: list[dict[str, float]]) -> None:
-    """Ask for every sentence, and for two texts that do not fit the schema."""
-    pack: Any = msgpack.packb if media_type == MSGPACK else lambda item: json.dumps(item).encode()
-    unpack: Any = msgpack.unpackb if media_type == MSGPACK else json.loads
-    payloads = [pack({"text": text}) for text in [*SENTENCES, "x"]] + [pack({})]
-    answers = ask(payloads)
-    good = [unpack(body) for status, body in answers if status == 200]
-    assert good == [{k: pytest.approx(v) for k, v in answer.items()} for answer in expected]
-    assert [status for status, _ in answers] == [200] * len(SENTENCES) + [422, 422]
-    locations = [unpack(body)["errors"][0]["loc"] for _, body in answers[-2:]]
-    assert locations == [["text"], ["text"]]
-
-
-def test_the_sample_under_flask_run(expected: list[dict[str, float]]) -> None:
+def test_the_sample_under_flask_run() -> None:
     with flask_run(SAMPLE) as server:
         for media_type in (JSON, MSGPACK):
-            assert_answers(over_http(server, media_type), media_type, expected)
+            assert_answers(over_http(server, media_type), media_type)
         assert_routes(server)
 
 
 @pytest.mark.parametrize("options", [[], ["--preload"]], ids=["", "preload"])
-def test_the_sample_under_gunicorn(expected: list[dict[str, float]], options: list[str]) -> None:
+def test_the_sample_under_gunicorn(options: list[str]) -> None:
     two = ["-w", "2", "--threads", "8", "--chdir", str(SAMPLE.parent)]
     with gunicorn("sentiment:app", *two, *options) as server:
         for media_type in (JSON, MSGPACK):
-            assert_answers(over_http(server, media_type), media_type, expected)
+            assert_answers(over_http(server, media_type), media_type)
         assert_routes(server)
         assert server.process.stop() == 0
 
 
-def assert_routes(server: Server) -> None:
-    """Ask the process that a kept connection leads to, which has answered an inference."""
-    with server.client() as client:
-        assert client.infer(b'{"text": "hello"}').status == 200
-        assert json.loads(client.get("/health").body) == {"service": "OK", "inference": "OK"}
-        assert client.get("/readyz").status == client.get("/livez").status == 200
-        assert b"ventu_request_seconds_count" in client.get("/metrics").body
-        document = json.loads(client.get("/apidoc/openapi.json").body)
-        assert document["info"]["title"] == "sentiment"
-        assert client.get("/apidoc/swagger").status == client.get("/apidoc/redoc").status == 200
-
-
 @pytest.mark.parametrize("tcp", [False, True], ids=["unix", "tcp"])
-def test_the_sample_behind_a_batching_service(expected: list[dict[str, float]], tcp: bool) -> None:
+def test_the_sample_behind_a_batching_service(tcp: bool) -> None:
     with BatchingPeer(tcp=tcp) as peer:
         with worker(SAMPLE, *where(peer)) as process:
             for media_type in (JSON, MSGPACK):
-                assert_answers(peer_ask(peer), media_type, expected)
+                assert_answers(peer_ask(peer), media_type)
             assert process.stop() == 0
         assert not peer.faults
 
@@ -163,7 +102,8 @@ def test_totals_are_exact_over_all_processes(directory: Path, options: list[str]
             assert seen["ventu_request_seconds_count", frozenset({"sentiment", "200"})] == 760
             assert seen["ventu_request_seconds_count", frozenset({"sentiment", "422"})] == 40
             assert seen["ventu_batch_size_sum", frozenset({"sentiment"})] == 760 + 180
-            assert seen["ventu_batch_size_count", frozenset({"sentiment"})] == 760 + 10
+            runs = seen["ventu_batch_size_count", frozenset({"sentiment"})]
+            assert 10 < runs <= 760 + 10  # those that come together share one
             assert seen["ventu_rejected_total", frozenset({"sentiment", "invalid"})] == 40 + 20
             assert seen["ventu_queue_seconds_count", frozenset({"sentiment"})] == 760
             assert seen["ventu_workers", frozenset({"sentiment", "unix"})] == 1

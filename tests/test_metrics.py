@@ -36,6 +36,8 @@ def test_all_series_have_their_names(registry: CollectorRegistry) -> None:
         "ventu_batch_size": "histogram",
         "ventu_queue_seconds": "histogram",
         "ventu_rejected": "counter",
+        "ventu_released": "counter",
+        "ventu_queue_jobs": "gauge",
         "ventu_workers": "gauge",
     }
 
@@ -75,6 +77,27 @@ def test_a_run_counts_its_stages_and_items(
     assert get(registry, "ventu_batch_size_count") == 1
     assert get(registry, "ventu_batch_size_bucket", le="2.0") == 0
     assert get(registry, "ventu_batch_size_bucket", le="4.0") == 1
+
+
+def test_a_call_of_a_batch_function_is_counted(
+    registry: CollectorRegistry, metrics: ServiceMetrics
+) -> None:
+    metrics.batch(3, "full", 2.0)
+    metrics.batch(5, "full", 4.0)
+    metrics.batch(1, "wait", 1.0)
+    assert get(registry, "ventu_released_total", reason="full") == 2
+    assert get(registry, "ventu_released_total", reason="wait") == 1
+    assert get(registry, "ventu_batch_size_sum") == 9
+    assert get(registry, "ventu_stage_seconds_sum", stage="infer", mode="batch") == 7
+
+
+def test_only_who_has_a_queue_says_how_long_it_is(
+    registry: CollectorRegistry, metrics: ServiceMetrics
+) -> None:
+    assert get(registry, "ventu_queue_jobs") is None
+    metrics.queue_jobs(4)
+    metrics.queue_jobs(2)
+    assert get(registry, "ventu_queue_jobs") == 2
 
 
 def test_a_worker_comes_and_goes(registry: CollectorRegistry, metrics: ServiceMetrics) -> None:

@@ -15,8 +15,9 @@ import pytest
 from prometheus_client import REGISTRY
 
 from ventu_lite import Example, InvalidPayload, JobExpired, NotReady, Service, VentuError
+from ventu_lite.health import HEALTH_CACHE
 from ventu_lite.outcomes import Rejected
-from ventu_lite.runtime import HEALTH_CACHE, Reply, Runtime
+from ventu_lite.runtime import Reply, Runtime
 
 PATIENCE = 10.0
 

@@ -439,3 +439,24 @@ def test_a_script_may_run_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
         assert peer.port is not None
         with meanwhile(lambda: check(peer.submit([as_json("x")])[0][0] == 200)):
             odd_service().run_tcp("127.0.0.1", peer.port)
+
+
+@pytest.mark.parametrize("parent", [None, os.getppid(), 1_999_999_999])
+def test_a_worker_stops_when_the_process_that_started_it_is_gone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, parent: int | None
+) -> None:
+    """It would wait for ever for a batching service that nobody else knows."""
+    monkeypatch.setattr("ventu_lite.worker_process.end_with_parent", lambda: None)
+    if parent is not None:
+        monkeypatch.setenv("VENTU_PARENT_PROCESS", str(parent))
+    is_orphan = parent == 1_999_999_999
+    with BatchingPeer() as peer:
+
+        def use() -> None:
+            check(peer.submit([as_json("hello")])[0][0] == 200)
+
+        with meanwhile(use) if not is_orphan else contextlib.nullcontext():
+            run_worker(odd_service(), address_of(peer))
+        assert peer.connections == (0 if is_orphan else 1)
+    said = "the process that has started this worker is gone"
+    assert (said in caplog.messages) == is_orphan

@@ -26,8 +26,8 @@ from .options import (
     fail,
     listening_address,
     log_options,
-    worker_address_options,
 )
+from .signals import ended_by_signals
 
 if TYPE_CHECKING:
     from .blueprint import Mounted
@@ -61,6 +61,7 @@ Examples:
   python -m ventu_lite --app samples/sentiment.py serve --workers 2
   python -m ventu_lite batching --unix batching.socket
   python -m ventu_lite --app samples/sentiment.py worker --unix batching.socket
+  python -m ventu_lite --app samples/sentiment.py check
 """
 
 group = _Group(
@@ -225,7 +226,8 @@ def _serve_metrics(host: str, port: int) -> None:
     "--devices", metavar="0,1", default="", help="CUDA_VISIBLE_DEVICES of the workers, in turn."
 )
 @click.option("--bypass-hooks", is_flag=True, help="Serve although hooks of the app are skipped.")
-@worker_address_options
+@click.option("--unix", metavar="PATH", help="Where workers that you start may connect, too.")
+@click.option("--tcp", metavar="HOST:PORT", help="Where workers that you start may connect, too.")
 @batching_options
 @service_option
 @log_options
@@ -255,7 +257,7 @@ def serve(
       python -m ventu_lite serve --workers 2
       python -m ventu_lite --app samples/sentiment.py serve --port 8000 --timeout 30
     """  # noqa: D301  # \b is click's mark for lines that it must not wrap
-    with _shared_metrics():
+    with ended_by_signals(), _shared_metrics():
         app, mounted, config = _load_service(
             info, service_name, log_level=log_level, log_format=log_format
         )
@@ -265,21 +267,58 @@ def serve(
         if not bypass_hooks:
             refuse_skipped_hooks(app, mounted)
         config = config.override(**flags)
-        is_private = unix is None and tcp is None
-        address = None if is_private else listening_address(unix, tcp, config.socket)
-        if address is not None:
-            warn_if_open(address, config)
+        guests_at = None
+        if unix is not None or tcp is not None:
+            guests_at = listening_address(unix, tcp, config.socket)
+            warn_if_open(guests_at, config)
         plan = Plan(
             app,
             mounted,
             info.app_import_path,
             workers,
             devices=[device.strip() for device in devices.split(",") if device.strip()],
-            workers_at=address,
+            guests_at=guests_at,
             no_retry=no_retry,
             environment=_as_environment(log_level=log_level, log_format=log_format, **flags),
         )
-        run(plan, config)
+        sys.exit(run(plan, config))
+
+
+@group.command(
+    short_help="Try the examples in every company, measure batches.", with_appcontext=False
+)
+@service_option
+@log_options
+@pass_script_info
+@exits
+def check(
+    info: ScriptInfo,
+    service_name: str | None,
+    log_level: LogLevel | None,
+    log_format: LogFormat | None,
+) -> None:
+    """Check that a service keeps the contract of its stages, and what batching brings it.
+
+    Exit code 1 means that it does not: an answer depends on its company, for example.
+
+    \b
+    Examples:
+      python -m ventu_lite check
+      python -m ventu_lite --app samples/sentiment.py check
+    """  # noqa: D301  # \b is click's mark for lines that it must not wrap
+    _, mounted, _ = _load_service(info, service_name, log_level=log_level, log_format=log_format)
+    from .check import check as run
+
+    try:
+        report = run(mounted.service)
+    except ConfigError:
+        raise
+    except Exception:
+        log.exception("the examples cannot be run")
+        sys.exit(CRASHED)
+    for line in report.lines():
+        click.echo(line)
+    sys.exit(CRASHED if report.complaints else 0)
 
 
 def _as_environment(**flags: Any) -> dict[str, str]:

@@ -57,6 +57,11 @@ class Probe:
         return not _is_close(self.expected, _decode(answer, self.codec))
 
 
+def is_same_answer(one: bytes, other: bytes, codec: Codec) -> bool:
+    """Tell whether two answers say the same, floats within a tolerance."""
+    return _is_close(_decode(one, codec), _decode(other, codec))
+
+
 def find_examples(
     given: Any, request: Schema, response: Schema, codecs: Sequence[Codec]
 ) -> list[Probe]:

@@ -1,10 +1,11 @@
 """Metrics from several sources as one text: registries, a shared directory, plain numbers."""
 
+import glob
 import os
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from prometheus_client import CollectorRegistry, Metric
+from prometheus_client import CollectorRegistry, Metric, multiprocess
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import REGISTRY
@@ -86,6 +87,21 @@ def process_collectors() -> list[Collector]:
     shared = CollectorRegistry()
     MultiProcessCollector(shared)  # type: ignore[no-untyped-call]  # it is not typed
     return [shared]
+
+
+def forget_process(pid: int, was_ready: bool) -> None:
+    """Take the gauges of a process that has ended out of the shared directory.
+
+    Its totals stay, or the sums would go back. One that was never ready has none, and a worker
+    that cannot start, started again and again, must not fill the disk.
+    """
+    if not is_shared():
+        return
+    multiprocess.mark_process_dead(pid)  # type: ignore[no-untyped-call]  # it is not typed
+    if not was_ready:
+        directory = glob.escape(os.environ["PROMETHEUS_MULTIPROC_DIR"])
+        for path in glob.glob(os.path.join(directory, f"*_{pid}.db")):
+            os.unlink(path)
 
 
 def _merged(one: Metric, other: Metric) -> Metric:

@@ -4,6 +4,7 @@ import hmac
 import logging
 import math
 import os
+import random
 import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _SANE_ID: Final = re.compile(r"[A-Za-z0-9._:/+=@~-]{1,128}")
+
+# No secrets, only unlike any other. Asking the system for each would let another thread run first.
+_ids = random.Random()
+os.register_at_fork(after_in_child=_ids.seed)
 
 
 class Inference:
@@ -163,7 +168,7 @@ def _is_whole_error(exc: HTTPException) -> bool:
 def request_id_of(environ: Mapping[str, Any]) -> str:
     """Return the client's request id if it is sane, else a new one."""
     given = environ.get("HTTP_X_REQUEST_ID", "")
-    return given if _SANE_ID.fullmatch(given) else os.urandom(16).hex()
+    return given if _SANE_ID.fullmatch(given) else f"{_ids.getrandbits(128):032x}"
 
 
 def server_timing(reply: Reply, seconds: float) -> str:

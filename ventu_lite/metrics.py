@@ -7,14 +7,15 @@ With ``PROMETHEUS_MULTIPROC_DIR`` set before the start, several processes add up
 
 import atexit
 import os
-from functools import cache
-from typing import Final
+from collections.abc import Sequence
+from functools import cache, partial
+from typing import Final, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, multiprocess, values
 from prometheus_client.registry import REGISTRY
 
 from .errors import ConfigError
-from .outcomes import Reason
+from .outcomes import Reason as OutcomeReason
 from .pipeline import Mode, Run
 
 # From an empty model behind a Unix socket to one that needs half a minute.
@@ -22,6 +23,9 @@ SECONDS: Final = (
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 )  # fmt: skip
 SIZES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+#: Why a job was not answered with a result.
+Reason = OutcomeReason | Literal["full"]
 
 
 class Metrics:
@@ -36,47 +40,40 @@ class Metrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         _check_directory()
-        self.request_seconds = Histogram(
-            "ventu_request_seconds",
-            "Time from the arrival of a request to its answer.",
-            ["service", "status"],
-            registry=registry,
-            buckets=SECONDS,
+        histogram = partial(_histogram, registry)
+        self.request_seconds = histogram(
+            "request_seconds", "Time from the arrival of a request to its answer.", "status"
         )
-        self.stage_seconds = Histogram(
-            "ventu_stage_seconds",
-            "Time in one stage, for one request or for a whole batch.",
-            ["service", "stage", "mode"],
-            registry=registry,
-            buckets=SECONDS,
+        self.stage_seconds = histogram(
+            "stage_seconds", "Time in one stage, for one request or for a whole batch.",
+            "stage", "mode",
+        )  # fmt: skip
+        self.batch_size = histogram(
+            "batch_size", "Items that reached one call of a batch function.", buckets=SIZES
         )
-        self.batch_size = Histogram(
-            "ventu_batch_size",
-            "Items that reached one call of a batch function.",
-            ["service"],
-            registry=registry,
-            buckets=SIZES,
+        self.queue_seconds = histogram("queue_seconds", "Time that a job waited for its turn.")
+        counter = partial(Counter, labelnames=["service", "reason"], registry=registry)
+        self.rejected = counter(
+            "ventu_rejected_total", "Jobs that were not answered with a result."
         )
-        self.queue_seconds = Histogram(
-            "ventu_queue_seconds",
-            "Time that a job waited for its turn.",
-            ["service"],
-            registry=registry,
-            buckets=SECONDS,
+        self.released = counter("ventu_released_total", "Batches given to a worker.")
+        gauge = partial(Gauge, registry=registry, multiprocess_mode="livesum")
+        self.queue_jobs = gauge("ventu_queue_jobs", "Jobs that wait.", ["service"])
+        self.workers = gauge(
+            "ventu_workers", "Processes that are ready to run the stages.", ["service", "protocol"]
         )
-        self.rejected = Counter(
-            "ventu_rejected_total",
-            "Jobs that were not answered with a result.",
-            ["service", "reason"],
-            registry=registry,
-        )
-        self.workers = Gauge(
-            "ventu_workers",
-            "Processes that are ready to run the stages.",
-            ["service", "protocol"],
-            registry=registry,
-            multiprocess_mode="livesum",
-        )
+
+
+def _histogram(
+    registry: CollectorRegistry,
+    name: str,
+    documentation: str,
+    *labels: str,
+    buckets: Sequence[float] = SECONDS,
+) -> Histogram:
+    return Histogram(
+        f"ventu_{name}", documentation, ["service", *labels], registry=registry, buckets=buckets
+    )
 
 
 class ServiceMetrics:
@@ -85,14 +82,19 @@ class ServiceMetrics:
     Args:
         metrics: The series of the process.
         name: The service.
+
+    Attributes:
+        name: The service.
     """
 
     def __init__(self, metrics: Metrics, name: str) -> None:
-        self._name = name
+        self.name = name
         self._metrics = metrics
         self._requests: dict[int, Histogram] = {}
         self._rejected: dict[Reason, Counter] = {}
         self._stages: dict[tuple[str, Mode], Histogram] = {}
+        self._released: dict[str, Counter] = {}
+        self._queue_jobs: Gauge | None = None
         self.batch_size = metrics.batch_size.labels(name)
         self.queue_seconds = metrics.queue_seconds.labels(name)
 
@@ -100,7 +102,7 @@ class ServiceMetrics:
         """Count an answered request."""
         child = self._requests.get(status)
         if child is None:
-            child = self._metrics.request_seconds.labels(self._name, str(status))
+            child = self._metrics.request_seconds.labels(self.name, str(status))
             self._requests[status] = child
         child.observe(seconds)
 
@@ -108,16 +110,37 @@ class ServiceMetrics:
         """Count a job that failed."""
         child = self._rejected.get(reason)
         if child is None:
-            child = self._rejected[reason] = self._metrics.rejected.labels(self._name, reason)
+            child = self._rejected[reason] = self._metrics.rejected.labels(self.name, reason)
         child.inc()
 
     def stage(self, stage: str, mode: Mode, seconds: float) -> None:
         """Count one run of a stage, for one item or for a batch."""
         child = self._stages.get((stage, mode))
         if child is None:
-            child = self._metrics.stage_seconds.labels(self._name, stage, mode)
+            child = self._metrics.stage_seconds.labels(self.name, stage, mode)
             self._stages[stage, mode] = child
         child.observe(seconds)
+
+    def batch(self, size: int, reason: str, seconds: float) -> None:
+        """Count a call of a batch function in this process.
+
+        Args:
+            size: Its items.
+            reason: Why it was not put off: "full", "idle" or "wait".
+            seconds: How long it took.
+        """
+        child = self._released.get(reason)
+        if child is None:
+            child = self._released[reason] = self._metrics.released.labels(self.name, reason)
+        child.inc()
+        self.batch_size.observe(size)
+        self.stage("infer", "batch", seconds)
+
+    def queue_jobs(self, count: int) -> None:
+        """Say how many jobs wait in this process; who has no queue says nothing."""
+        if self._queue_jobs is None:
+            self._queue_jobs = self._metrics.queue_jobs.labels(self.name)
+        self._queue_jobs.set(count)
 
     def run(self, run: Run, mode: Mode) -> None:
         """Count a batch that went all the way."""
@@ -129,7 +152,7 @@ class ServiceMetrics:
 
     def worker(self, protocol: str, *, is_ready: bool) -> None:
         """Say whether this process can run the stages now, for ``http``, ``unix`` or ``tcp``."""
-        self._metrics.workers.labels(self._name, protocol).set(int(is_ready))
+        self._metrics.workers.labels(self.name, protocol).set(int(is_ready))
 
 
 @cache

@@ -155,6 +155,27 @@ class Startup:
             self._changed.notify_all()
 
 
+class Making:
+    """A lock for what must be made only once in a process, whichever thread asks for it first.
+
+    ``with making: ...`` may be entered again by the thread that holds it.
+    """
+
+    def __init__(self) -> None:
+        self.reset_locks()
+        reset_after_fork(self)
+
+    def reset_locks(self) -> None:
+        """Forget, in a child process, the lock that a thread of its parent may hold."""
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *exc: object) -> None:
+        self._lock.release()
+
+
 class HasLocks(Protocol):
     """What holds locks or threads that a forked child must not inherit."""
 
@@ -176,3 +197,6 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)
+
+#: For the runtimes, apps and blueprints of all services, and for the series that they share.
+making: Final = Making()

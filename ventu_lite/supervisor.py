@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 log = logging.getLogger(__name__)
@@ -15,7 +16,7 @@ log = logging.getLogger(__name__)
 # worth a try at once, however often it dies: its jobs wait.
 _FIRST_DELAY, _LONGEST_DELAY = 0.5, 30.0
 # From SIGTERM to SIGKILL: the batch in hand was answered before, what is left is teardown.
-_PATIENCE: Final = 5.0
+PATIENCE: Final = 5.0
 
 
 def next_delay(delay: float, *, was_ready: bool) -> float:
@@ -30,6 +31,20 @@ def next_delay(delay: float, *, was_ready: bool) -> float:
     return min(max(_FIRST_DELAY, 2 * delay), _LONGEST_DELAY)
 
 
+@dataclass
+class _Running:
+    """A worker process that has not ended yet."""
+
+    process: asyncio.subprocess.Process
+    number: int
+    started_at: float
+    is_ready: bool = False
+
+    def signal(self, signum: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(signum)
+
+
 class Supervisor:
     """Keeps a number of worker processes alive until it is told to stop.
 
@@ -40,8 +55,9 @@ class Supervisor:
         count: How many.
         devices: One for each worker as ``CUDA_VISIBLE_DEVICES``, round robin; none to leave it.
         environment: Further variables for the workers.
-        on_end: Called with the process id of each worker that has ended.
+        on_end: Called for each worker that has ended with its process id and whether it was ready.
         clock: Seconds.
+        patience: Seconds from SIGTERM to SIGKILL.
     """
 
     def __init__(
@@ -51,8 +67,9 @@ class Supervisor:
         *,
         devices: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
-        on_end: Callable[[int], None] = lambda pid: None,
+        on_end: Callable[[int, bool], None] = lambda pid, was_ready: None,
         clock: Callable[[], float] = time.monotonic,
+        patience: float = PATIENCE,
     ) -> None:
         self._command = command
         self._count = count
@@ -60,90 +77,98 @@ class Supervisor:
         self._environment = dict(os.environ) | dict(environment or {})
         self._on_end = on_end
         self._clock = clock
+        self._patience = patience
         self._stopping = asyncio.Event()
         self._slots: list[asyncio.Task[None]] = []
-        self._processes: dict[int, asyncio.subprocess.Process] = {}
-        self._started_at: dict[int, float] = {}
-        self._ready: set[int] = set()
+        self._running: dict[int, _Running] = {}
 
     def start(self) -> None:
         """Start all workers."""
-        self._slots = [asyncio.ensure_future(self._slot(n)) for n in range(self._count)]
+        self._slots = [asyncio.ensure_future(self._slot(n)) for n in range(1, self._count + 1)]
 
-    def worker_is_ready(self, pid: int) -> None:
-        """Take note that a worker has asked for its first batch."""
-        if pid in self._processes and pid not in self._ready:
-            self._ready.add(pid)
-            seconds = self._clock() - self._started_at[pid]
-            log.info("worker process %d is ready after %.2f s", pid, seconds)
+    def worker_is_ready(self, pid: int | None) -> bool:
+        """Take note that a worker has asked for its first batch; False if it is none of ours."""
+        running = self._running.get(pid or 0)
+        if running is None:
+            return False
+        running.is_ready = True
+        seconds = self._clock() - running.started_at
+        log.info("worker %d, process %d, is ready after %.2f s", running.number, pid, seconds)
+        return True
 
     def kill(self, pid: int) -> None:
-        """End a worker at once, if it is one of ours."""
-        process = self._processes.get(pid)
-        if process is not None:
-            _signal(process, signal.SIGKILL)
+        """End a worker at once, if it is one of ours; another one will take its place."""
+        if pid in self._running:
+            self._running[pid].signal(signal.SIGKILL)
 
     def kill_all(self) -> None:
-        """End all workers at once."""
-        for process in self._processes.values():
-            _signal(process, signal.SIGKILL)
+        """End all workers at once, and start no others."""
+        self._stopping.set()
+        self._signal_all(signal.SIGKILL)
 
     async def stop(self) -> None:
         """Let the workers end, and see to it that they do."""
         self._stopping.set()
-        for process in self._processes.values():
-            _signal(process, signal.SIGTERM)
+        self._signal_all(signal.SIGTERM)
         if not self._slots:
             return
-        _, late = await asyncio.wait(self._slots, timeout=_PATIENCE)
+        _, late = await asyncio.wait(self._slots, timeout=self._patience)
         if late:
             log.warning("%d worker(s) did not end in time and are killed", len(late))
             self.kill_all()
             await asyncio.wait(late)
 
+    def _signal_all(self, signum: signal.Signals) -> None:
+        for running in self._running.values():
+            running.signal(signum)
+
     async def _slot(self, number: int) -> None:
         """Keep one worker alive."""
         delay = -1.0
         while not self._stopping.is_set():
-            was_ready = await self._run(number)
+            was_ready, end = await self._run(number)
             if self._stopping.is_set():
                 return
             delay = next_delay(delay, was_ready=was_ready)
             when = f"in {delay:g} s" if delay else "at once"
-            log.warning("worker %d is started again %s", number + 1, when)
+            log.warning("worker %d %s; it is started again %s", number, end, when)
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), delay)
 
-    async def _run(self, number: int) -> bool:
-        """Run a worker to its end; return whether it was ever ready."""
+    async def _run(self, number: int) -> tuple[bool, str]:
+        """Run a worker to its end; return whether it was ever ready, and how it ended."""
+        try:
+            running = await self._start(number)
+        except OSError as exc:  # no memory, too many processes or files
+            return False, f"cannot be started: {exc.strerror or exc}"
+        pid = running.process.pid
+        self._running[pid] = running
+        if self._stopping.is_set():
+            running.signal(signal.SIGTERM)
+        code = await running.process.wait()
+        del self._running[pid]
+        self._forget(running)
+        seconds = self._clock() - running.started_at
+        before = "" if running.is_ready else " before it was ready"
+        return running.is_ready, f"(process {pid}) {_how(code)} after {seconds:.1f} s{before}"
+
+    async def _start(self, number: int) -> _Running:
         environment = dict(self._environment)
         if self._devices:
-            environment["CUDA_VISIBLE_DEVICES"] = self._devices[number % len(self._devices)]
+            device = self._devices[(number - 1) % len(self._devices)]
+            environment["CUDA_VISIBLE_DEVICES"] = device
+        started_at = self._clock()
         # A session of its own: Ctrl-C in a terminal is for us, workers are told when it is time.
         process = await asyncio.create_subprocess_exec(
             *self._command, env=environment, start_new_session=True
         )
-        pid = process.pid
-        self._processes[pid], self._started_at[pid] = process, self._clock()
-        if self._stopping.is_set():
-            _signal(process, signal.SIGTERM)
+        return _Running(process, number, started_at)
+
+    def _forget(self, running: _Running) -> None:
         try:
-            code = await process.wait()
-        finally:
-            del self._processes[pid]
-            seconds = self._clock() - self._started_at.pop(pid)
-            was_ready = pid in self._ready
-            self._ready.discard(pid)
-            self._on_end(pid)
-        if not self._stopping.is_set():
-            how = _how(code)
-            log.warning("worker %d, process %d, %s after %.1f s", number + 1, pid, how, seconds)
-        return was_ready
-
-
-def _signal(process: asyncio.subprocess.Process, signum: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        process.send_signal(signum)
+            self._on_end(running.process.pid, running.is_ready)
+        except Exception:  # another worker has to be started all the same
+            log.exception("what worker %d has left cannot be cleared away", running.number)
 
 
 def _how(code: int) -> str:

@@ -1,23 +1,22 @@
 """One worker process: set-up and warm-up, then batches from the wire into the pipeline."""
 
-import contextlib
 import logging
 import os
-import signal
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from .addresses import Address, UnixAddress
 from .codecs import sniff
 from .config import Codec, Config
 from .outcomes import Rejected
+from .parent import end_with_parent, is_orphan
 from .pipeline import Outcome
 from .problems import encode_problem, problem
 from .protocol import Batch, Results
 from .runtime import Runtime
+from .signals import ended_by_signals
 from .worker import Worker, connect_tcp, connect_unix, stop_on_signals
 
 if TYPE_CHECKING:
@@ -41,43 +40,28 @@ def run_worker(service: "Service", address: Address, config: Config | None = Non
     runtime = service.runtime
     runtime.use_batch_function()
     _warn_of_retries(service)
+    connect = connector(address)
+
+    def connect_unless_orphan() -> socket.socket:
+        if is_orphan():
+            log.warning("the process that has started this worker is gone")
+            worker.stop()
+            raise ConnectionError("nobody is there any more")
+        return connect()
+
     worker = Worker(
         partial(answer, runtime),
-        connector(address),
+        connect_unless_orphan,
         address=str(address),
         max_message=int(config.max_message),
         secret=config.worker_secret.get_secret_value() if config.worker_secret else None,
         on_connected=lambda is_ready: runtime.metrics.worker(address.protocol, is_ready=is_ready),
     )
-    with contextlib.suppress(_Stopped), _ended_by_signals():
+    end_with_parent()
+    with ended_by_signals():
         runtime.startup.run()
         with stop_on_signals(worker):
             worker.run()
-
-
-class _Stopped(KeyboardInterrupt):  # the one exception that is never taken for a stage's fault
-    """A signal came while there was no batch to finish."""
-
-
-@contextlib.contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Ctrl-C or SIGTERM: unwind at once. The same signal again kills.
-
-    The default would do for a process like others, but the first one of a container is deaf to
-    signals that it does not handle, and set-up may last minutes.
-    """
-
-    def leave(signum: int, frame: FrameType | None) -> None:
-        signal.signal(signum, signal.SIG_DFL)
-        raise _Stopped
-
-    signums = (signal.SIGINT, signal.SIGTERM)
-    old = {signum: signal.signal(signum, leave) for signum in signums}
-    try:
-        yield
-    finally:
-        for signum, handler in old.items():
-            signal.signal(signum, signal.SIG_DFL if handler is None else handler)
 
 
 def run_worker_unless_imported(service: "Service", address: Address) -> None:

@@ -1,11 +1,12 @@
 """The command ``batching``: the batching service alone, for workers of any kind."""
 
 import logging
+import sys
 from typing import Any
 
 import click
 
-from ..addresses import TCPAddress
+from ..addresses import Address, TCPAddress
 from ..config import Config
 from ..options import (
     batching_options,
@@ -14,6 +15,7 @@ from ..options import (
     log_options,
     worker_address_options,
 )
+from ..signals import StopSignals
 
 log = logging.getLogger(__name__)
 
@@ -41,23 +43,28 @@ def batching(unix: str | None, tcp: str | None, no_retry: bool, **flags: Any) ->
     configure(config.log_level, config.log_format)
     address = listening_address(unix, tcp, config.socket)
     warn_if_open(address, config)
-    run(_serve(config, address, retry=not no_retry))
+    sys.exit(run(_serve(config, address, retry=not no_retry)))
 
 
-async def _serve(config: Config, address: Any, *, retry: bool) -> None:
+async def _serve(config: Config, address: Address, *, retry: bool) -> int:
+    """Serve until a signal; return the exit code."""
     from .server import BatchingService, Options, running
     from .status import PlainStatus
 
-    options = Options(config.name, address, retry=retry)
+    options = Options(config.name, [address], retry=retry)
     service = BatchingService(config, options, PlainStatus)
-    async with running(service) as url:
-        log.info("ready on %s for clients, at %s for workers", url, address)
-        await service.until_signal()
-        log.info("stopping: answering what was accepted")
+    with StopSignals() as signals:
+        signals.on_second(service.abort)
+        async with running(service):
+            workers_at = service.links[0].address
+            log.info("ready on %s for clients, at %s for workers", service.url, workers_at)
+            await signals.wait()
+            log.info("stopping: answering what was accepted")
     log.info("stopped")
+    return signals.exit_code
 
 
-def warn_if_open(address: Any, config: Config) -> None:
+def warn_if_open(address: Address, config: Config) -> None:
     """Warn when workers may connect from other machines without proving who they are."""
     if not isinstance(address, TCPAddress) or config.worker_secret or address.is_loopback:
         return

@@ -6,6 +6,7 @@ batches out, answers what is finished and sets the one timer.
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Protocol, cast
@@ -68,12 +69,23 @@ class Dispatcher:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.queue = queue
-        self.on_empty: Callable[[], None] | None = None
         self._metrics = metrics
         self._loop = loop
         self.clock = clock
         self._turn_is_due = False
+        self._moment = -math.inf
         self._timer: asyncio.TimerHandle | None = None
+        self._wake_at = math.inf
+
+    def moment(self) -> float:
+        """Return the time, the same one for all that comes before the next turn.
+
+        It all came in one turn of the loop, so what lies between is our own work; and what has the
+        same time can be counted and told together.
+        """
+        if not self._turn_is_due:
+            self._ask_for_turn()
+        return self._moment
 
     def add(self, job: Job) -> None:
         """Let a job wait for its turn.
@@ -82,7 +94,8 @@ class Dispatcher:
             Unavailable, PayloadError: The queue does not take it.
         """
         self.queue.add(job)
-        self._ask_for_turn()
+        if not self._turn_is_due:
+            self._ask_for_turn()
 
     def abandon(self, job: Job) -> None:
         """Forget a job whose client has gone."""
@@ -107,15 +120,15 @@ class Dispatcher:
         Raises:
             ProtocolError: They do not belong to the batch of this worker.
         """
-        now = self.clock()
+        now = self._moment = self.clock()
         if results.bye:
             self.queue.retire(link)
         batch = self.queue.accept(link, results.payloads, now)
         self._hand_out(now)
+        self._ask_for_turn()  # for jobs that come in a moment: before the answers are written, too
         seconds = now - batch.released_at if results.infer is None else results.infer
         timing = b', infer;dur=%.3f, batch;desc="%d"' % (seconds * 1e3, batch.size)
         self._answer(results.rejected, timing)
-        self._ask_for_turn()
 
     def retire(self, link: Link) -> None:
         """Take note that a worker wants no further batch."""
@@ -127,7 +140,7 @@ class Dispatcher:
         self._ask_for_turn()
 
     def drain(self) -> None:
-        """Take no new jobs; ``on_empty`` is called when the last one is done."""
+        """Take no new jobs, and let no other wait for company."""
         self.queue.drain()
         self._ask_for_turn()
 
@@ -139,6 +152,7 @@ class Dispatcher:
     def _ask_for_turn(self) -> None:
         if not self._turn_is_due:
             self._turn_is_due = True
+            self._moment = self.clock()
             self._loop.call_soon(self._turn)
 
     def _turn(self) -> None:
@@ -147,8 +161,6 @@ class Dispatcher:
         self._hand_out(now)
         self._answer({}, b"")
         self._set_timer(now)
-        if self.on_empty is not None and self.queue.is_empty:
-            self.on_empty()
 
     def _hand_out(self, now: float) -> None:
         metrics = self._metrics
@@ -156,8 +168,7 @@ class Dispatcher:
             self._send(batch)
             metrics.released[batch.reason] += 1
             metrics.batch_size.observe(batch.size)
-            for job in batch.jobs.values():
-                metrics.queue_seconds.observe(now - job.queued_at)
+            metrics.queue_seconds.observe_all([now - job.queued_at for job in batch.jobs.values()])
 
     def _send(self, batch: Batch[Link]) -> None:
         batch.worker.send({job.id: job.payload for job in batch.jobs.values()})
@@ -173,17 +184,22 @@ class Dispatcher:
                 waiting.answered(status, outcome, timing)
 
     def _set_timer(self, now: float) -> None:
+        """See to it that ``_timed_out`` comes when it is needed, or earlier.
+
+        The next deadline moves on with every batch. A timer that comes too early does no harm, but
+        to set another each time costs more than the turn itself.
+        """
+        wake_at = self.queue.wake_at(now)
+        if wake_at is None or self._wake_at <= wake_at:
+            return
         if self._timer is not None:
             self._timer.cancel()
-        wake_at = self.queue.wake_at(now)
-        self._timer = (
-            None
-            if wake_at is None
-            else self._loop.call_later(max(0.0, wake_at - now), self._timed_out)
-        )
+        self._wake_at = wake_at
+        self._timer = self._loop.call_later(max(0.0, wake_at - now), self._timed_out)
 
     def _timed_out(self) -> None:
         self._timer = None
+        self._wake_at = math.inf
         now = self.clock()
         for link in self.queue.overdue(now):
             link.cut_off("it held a batch for too long")

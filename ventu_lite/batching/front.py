@@ -27,8 +27,12 @@ from .http_request import Request, encode_headers
 from .jobs import Failure, Job
 from .tally import FrontMetrics
 
+_FIRST_SERIAL: Final = 10**11  # so that each has twelve digits
 _SANE_ID: Final = re.compile(rb"[A-Za-z0-9._:/+=@~-]{1,128}")
 _NO_STORE: Final = b"Cache-Control: no-store\r\n"
+# What is told of the jobs of one batch that came in one moment: that moment, what the worker took
+# (another object for each batch), seconds from then to the answer, the header line.
+_Told = tuple[float, bytes, float, bytes]
 _PROBES: Final = (b"/health", b"/livez", b"/readyz", b"/metrics")
 
 
@@ -90,23 +94,26 @@ class Front:
         self._inference = base + b"/inference"
         self._probes = {base + path: path[1:].decode() for path in _PROBES}
         self._root = base + b"/"
-        self._id_prefix, self._serial = _id_prefix(), 0
+        self._id_prefix, self._serial = _id_prefix(), _FIRST_SERIAL
+        self.told: _Told = math.nan, b"", 0.0, b""
 
     def handle(self, request: Request) -> None:
         """Answer a request, now or later."""
         terms = request.head.note
-        if terms is not None:
-            self._infer(request, terms)
+        if terms is None:
+            self._route(request)
             return
-        path = request.target.partition(b"?")[0]
-        if path == self._inference:
-            self._read_and_infer(request)
-        elif path in self._probes:
-            self._probe(request, self._probes[path])
-        elif self._fallback is not None:
-            self._fallback(request)
+        now = self.dispatcher.moment()
+        serial = self._serial = self._serial + 1
+        job = InferenceJob(f"{self._id_prefix}{serial}", request, self, terms, now)
+        try:
+            if terms.codec is None:
+                job.terms = self._sniffed(request, terms)
+            self.dispatcher.add(job)
+        except VentuError as exc:
+            self._refuse(request, exc, now, job.request_id)
         else:
-            request.respond(*self._elsewhere(request, path))
+            request.on_disconnect = job.client_left
 
     def check(self, request: Request) -> Answer | None:
         """Return the answer to a request whose body is not worth reading, else ``None``."""
@@ -123,28 +130,25 @@ class Front:
 
     # --------------------------------------------------------------------- inference
 
-    def _read_and_infer(self, request: Request) -> None:
-        """Infer for a head that was not seen before, and remember what it says."""
+    def _route(self, request: Request) -> None:
+        """Answer a request whose head was not seen before, or is not that of an inference."""
+        path = request.target.partition(b"?")[0]
+        if path == self._inference:
+            self._learn_and_infer(request)
+        elif path in self._probes:
+            self._probe(request, self._probes[path])
+        elif self._fallback is not None:
+            self._fallback(request)
+        else:
+            request.respond(*self._elsewhere(request, path))
+
+    def _learn_and_infer(self, request: Request) -> None:
         try:
-            terms = request.head.note = self._terms(request.head)
+            request.head.note = self._terms(request.head)
         except (VentuError, MethodNotAllowed) as exc:
             self._refuse(request, exc, self.clock())
         else:
-            self._infer(request, terms)
-
-    def _infer(self, request: Request, terms: "Terms") -> None:
-        now = self.clock()
-        self._serial += 1
-        job = InferenceJob(f"{self._id_prefix}{self._serial:012x}", request, self, terms, now)
-        try:
-            if terms.codec is None:
-                job.codec = sniff(request.body)
-                _check_accept(request.fields.get(b"accept", b""), job.codec, self._setting)
-            self.dispatcher.add(job)
-        except VentuError as exc:
-            self._refuse(request, exc, now, job.request_id)
-        else:
-            request.on_disconnect = job.client_left
+            self.handle(request)
 
     def _terms(self, head: Head) -> "Terms":
         """Return what a head says of an inference.
@@ -168,6 +172,25 @@ class Front:
             timeout = min(timeout, _seconds(fields[b"x-request-timeout"]))
         request_id = fields.get(b"x-request-id", b"")
         return Terms(codec, timeout, request_id if _SANE_ID.fullmatch(request_id) else None)
+
+    def _sniffed(self, request: Request, terms: "Terms") -> "Terms":
+        """Return the terms of a request whose body tells its codec.
+
+        Raises:
+            PayloadError: The client does not accept an answer in that codec.
+        """
+        codec = sniff(request.body)
+        _check_accept(request.fields.get(b"accept", b""), codec, self._setting)
+        return terms._replace(codec=codec)
+
+    def tell(self, job: "InferenceJob", timing: bytes) -> "_Told":
+        """Return what is told of all jobs of a batch that came in one moment."""
+        queued_at = job.queued_at
+        seconds = self.clock() - queued_at
+        waited = job.released_at - queued_at
+        line = _TIMING % (waited * 1e3, seconds * 1e3, timing)
+        told = self.told = queued_at, timing, seconds, line
+        return told
 
     def _refuse(
         self, request: Request, exc: Exception, arrived_at: float, request_id: bytes = b""
@@ -277,41 +300,46 @@ class InferenceJob(Job):
 
     Attributes:
         request: What it is the job of.
-        codec: What it came in and is answered in.
-        request_id: What the client calls it, else its own id.
+        terms: What its head says.
+        front: Who counts it.
     """
 
-    __slots__ = ("_front", "codec", "request", "request_id")
+    __slots__ = ("front", "request", "terms")
 
     def __init__(
         self, id: str, request: Request, front: Front, terms: Terms, queued_at: float
     ) -> None:
         body = request.body
-        super().__init__(id, body, len(body), queued_at, queued_at + terms.timeout)
+        Job.__init__(self, id, body, len(body), queued_at, queued_at + terms.timeout)
         self.request = request
-        self.codec: Codec = terms.codec or "json"
-        self.request_id = terms.request_id or id.encode()
-        self._front = front
+        self.terms = terms
+        self.front = front
+
+    @property
+    def request_id(self) -> bytes:
+        """What the client calls it, else its own id."""
+        return self.terms.request_id or self.id.encode()
+
+    @property
+    def codec(self) -> Codec:
+        """What it came in and is answered in."""
+        return self.terms.codec or "json"
 
     def answered(self, status: int, body: bytes, timing: bytes) -> None:
         """Pass the worker's answer on."""
-        front = self._front
-        seconds = front.clock() - self.queued_at
+        front, terms = self.front, self.terms
+        queued_at, batch, seconds, line = front.told
+        if queued_at != self.queued_at or batch is not timing:
+            _, _, seconds, line = front.tell(self, timing)
         front.metrics.request(status, seconds)
         if status != 200:
             self._rejected(status, body)
             return
-        headers = _ANSWER_HEADERS % (
-            _TYPES[self.codec],
-            self.request_id,
-            (self.released_at - self.queued_at) * 1e3,
-            seconds * 1e3,
-            timing,
-        )
-        self.request.respond(200, headers, body)
+        request_id = terms.request_id or self.id.encode()
+        self.request.respond(200, b"".join((_TYPES[terms.codec], request_id, line)), body)
 
     def _rejected(self, status: int, body: bytes) -> None:
-        front, request, codec = self._front, self.request, self.codec
+        front, request, codec = self.front, self.request, self.codec
         front.metrics.rejected["invalid" if status in (400, 422) else "failed"] += 1
         if not body:  # the worker could not even send why
             detail = "the worker rejected this request"
@@ -322,7 +350,7 @@ class InferenceJob(Job):
 
     def failed(self, failure: Failure) -> None:
         """Say that no worker answered."""
-        front = self._front
+        front = self.front
         front.metrics.request(failure.status, front.clock() - self.queued_at)
         self.request.respond(
             *front.problem(failure.status, failure.detail, self.codec, self.request_id)
@@ -330,13 +358,14 @@ class InferenceJob(Job):
 
     def client_left(self) -> None:
         """Take note that nobody waits any more."""
-        self._front.dispatcher.abandon(self)
+        self.front.dispatcher.abandon(self)
 
 
-_ANSWER_HEADERS: Final = (
-    b"Content-Type: %b\r\nX-Request-ID: %b\r\nServer-Timing: queue;dur=%.3f, total;dur=%.3f%b\r\n"
-)
-_TYPES: Final = {codec: media_type.encode() for codec, media_type in MEDIA_TYPE.items()}
+_TIMING: Final = b"\r\nServer-Timing: queue;dur=%.3f, total;dur=%.3f%b\r\n"
+_TYPES: Final[dict[Codec | None, bytes]] = {
+    codec: b"Content-Type: %b\r\nX-Request-ID: " % media_type.encode()
+    for codec, media_type in MEDIA_TYPE.items()
+}
 _PROBLEM_TYPES: Final = {codec: type_.encode() for codec, type_ in PROBLEM_TYPE.items()}
 
 

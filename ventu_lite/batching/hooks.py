@@ -1,15 +1,19 @@
 """What Flask would run around the routes that the batching service answers itself."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
+from urllib.parse import quote
 
 from flask import Flask
+from werkzeug.exceptions import HTTPException
+from werkzeug.routing import RequestRedirect, Rule
 
-from ..blueprint import Mounted, blueprint_name
+from ..blueprint import Mounted, answer_problem, blueprint_name
+from ..errors import RegistrationError
 from ..exposition import flask_series
 from ..inference import Inference
+from ..stages import where_is
 
-_STATUSES: Final = (400, 401, 404, 405, 406, 413, 415, 422, 429, 500, 503, 504)
 # Attributes of app and blueprint: hooks by name of the blueprint, None for the app's own.
 _HOOKS: Final = {
     "before_request_funcs": "before_request",
@@ -17,7 +21,26 @@ _HOOKS: Final = {
     "teardown_request_funcs": "teardown_request",
     "url_value_preprocessors": "url_value_preprocessor",
 }
-_OUR_ENDPOINTS: Final = ("inference", "health", "livez", "readyz", "metrics")
+_ENDPOINTS: Final = ("inference", "health", "livez", "readyz", "metrics")
+# What Flask itself may say on these routes; all other statuses our views answer without handlers.
+_STATUSES: Final = (405, 500)
+
+
+def prefixes_of(app: Flask, mounted: Mounted) -> list[str]:
+    """Return all places where the routes of a service are, "" for the root, as clients write them.
+
+    Raises:
+        RegistrationError: Not every request to one of these paths is meant for the service.
+    """
+    prefixes = []
+    for rule in _rules(app, mounted, "inference"):
+        if rule.arguments or rule.subdomain or rule.host:
+            raise RegistrationError(
+                f"`serve` cannot answer {rule.rule} of service {mounted.service.name!r}: its place"
+                " must be a plain path, without variables, host or subdomain"
+            )
+        prefixes.append(quote(rule.rule.removesuffix("/inference"), safe="/!$&'()*+,;=:@~"))
+    return prefixes
 
 
 def skipped_by_serve(app: Flask, mounted: Mounted) -> list[str]:
@@ -25,55 +48,73 @@ def skipped_by_serve(app: Flask, mounted: Mounted) -> list[str]:
 
     Each is one clause that names the thing and, if it can be told, its place.
     """
+    scopes = [None, *dict.fromkeys(_with_parents(mounted.blueprints))]
+    return [
+        *_hooks(app, scopes),
+        *_error_handlers(app, scopes),
+        *_replaced_views(app, mounted),
+        *_routes_before_ours(app, mounted),
+        *_middleware(app),
+    ]
+
+
+def _with_parents(names: Iterable[str]) -> Iterator[str]:
+    """Yield a blueprint's name, such as "outer.inner", and those of all that it is nested in."""
+    for name in names:
+        while name:
+            yield name
+            name = name.rpartition(".")[0]
+
+
+def _hooks(app: Flask, scopes: Iterable[str | None]) -> Iterator[str]:
     ours = flask_series().hooks
-    scopes = [None, *mounted.blueprints]
-    found = []
     for attribute, label in _HOOKS.items():
         hooks: dict[str | None, list[Callable[..., Any]]] = getattr(app, attribute)
         for scope in scopes:
-            found += [f"{label} {_place(fn)}" for fn in hooks.get(scope, ()) if fn not in ours]
-    found += _error_handlers(app, scopes)
-    found += _replaced_views(app, mounted)
-    wsgi_app = app.wsgi_app
-    if getattr(wsgi_app, "__func__", None) is not Flask.wsgi_app:
-        found.append(f"wsgi_app {_place(wsgi_app)}")
-    return found
+            for fn in hooks.get(scope, ()):
+                if fn not in ours:
+                    yield f"{label} {where_is(fn)}"
 
 
-def _error_handlers(app: Flask, scopes: Iterable[str | None]) -> list[str]:
-    from ..blueprint import answer_problem
-
-    found = []
+def _error_handlers(app: Flask, scopes: Iterable[str | None]) -> Iterator[str]:
     for scope in scopes:
         for code, handlers in app.error_handler_spec.get(scope, {}).items():
-            if code is not None and code not in _STATUSES:
+            for error, fn in handlers.items():
+                is_for_us = code in _STATUSES or code is None and issubclass(HTTPException, error)
+                if is_for_us and fn is not answer_problem:
+                    yield f"error handler {where_is(fn)} for {error.__name__}"
+
+
+def _replaced_views(app: Flask, mounted: Mounted) -> Iterator[str]:
+    ours = blueprint_name.__module__
+    for endpoint in _ENDPOINTS:
+        for rule in _rules(app, mounted, endpoint):
+            view = app.view_functions[rule.endpoint]
+            if not isinstance(view, Inference) and getattr(view, "__module__", "") != ours:
+                yield f"view {where_is(view)} of {rule.endpoint}"
+
+
+def _routes_before_ours(app: Flask, mounted: Mounted) -> Iterator[str]:
+    """Yield the routes that Flask would take in place of ours because they came first."""
+    routes = app.url_map.bind("localhost")
+    for endpoint in _ENDPOINTS:
+        for rule in _rules(app, mounted, endpoint):
+            if rule.arguments or rule.subdomain or rule.host:
                 continue
-            found += [
-                f"error handler {_place(fn)} for {error.__name__}"
-                for error, fn in handlers.items()
-                if fn is not answer_problem
-            ]
-    return found
+            method = "POST" if endpoint == "inference" else "GET"
+            try:
+                taken, _ = routes.match(rule.rule, method, return_rule=True)
+            except (HTTPException, RequestRedirect):  # pragma: no cover  # ours is there
+                continue
+            if taken.endpoint != rule.endpoint:
+                yield f"route {taken.rule} of {where_is(app.view_functions[taken.endpoint])}"
 
 
-def _replaced_views(app: Flask, mounted: Mounted) -> list[str]:
-    found = []
+def _middleware(app: Flask) -> Iterator[str]:
+    if getattr(app.wsgi_app, "__func__", None) is not Flask.wsgi_app:
+        yield f"wsgi_app {where_is(app.wsgi_app)}"
+
+
+def _rules(app: Flask, mounted: Mounted, endpoint: str) -> Iterator[Rule]:
     for name in mounted.blueprints:
-        for endpoint in _OUR_ENDPOINTS:
-            view = app.view_functions.get(f"{name}.{endpoint}")
-            if view is None:
-                continue
-            is_ours = isinstance(view, Inference) or _module(view) == blueprint_name.__module__
-            if not is_ours:
-                found.append(f"view {_place(view)} of {name}.{endpoint}")
-    return found
-
-
-def _module(fn: Callable[..., Any]) -> str:
-    return getattr(fn, "__module__", "") or ""
-
-
-def _place(fn: Any) -> str:
-    from ..stages import where_is
-
-    return where_is(fn)
+        yield from app.url_map.iter_rules(f"{name}.{endpoint}")

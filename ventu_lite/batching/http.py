@@ -16,9 +16,9 @@ from http import HTTPStatus
 from typing import Any, TypeVar
 
 from ventu_lite.batching.http_body import Judge
-from ventu_lite.batching.http_connection import Answer, Connection
+from ventu_lite.batching.http_connection import Connection
 from ventu_lite.batching.http_head import Heads
-from ventu_lite.batching.http_request import Request
+from ventu_lite.batching.http_request import Answer, Request
 
 try:
     import uvloop
@@ -138,8 +138,7 @@ class HttpServer:
         self._dirty: list[Connection] = []
         self._sweeping: asyncio.TimerHandle | None = None
         self._empty: asyncio.Future[None] | None = None
-        self._second = 0
-        self._preambles: dict[int, bytes] = {}
+        self.preambles = Preambles()
 
     def __call__(self) -> "Connection":
         """Return the protocol of a new connection."""
@@ -208,19 +207,26 @@ class HttpServer:
 
     def _flush(self) -> None:
         dirty, self._dirty = self._dirty, []
+        now = self.loop.time()
+        self.preambles.refresh()
         for connection in dirty:
-            connection.flush()
+            connection.flush(now)
 
-    def preamble(self, status: int) -> bytes:
-        """Return status line and Date, made once a second."""
+
+class Preambles(dict[int, bytes]):
+    """Status line and Date by status; made once a second if ``refresh`` is called before use."""
+
+    _second = 0
+
+    def refresh(self) -> None:
+        """Forget the Date of another second."""
         now = int(time.time())
         if now != self._second:
             self._second = now
-            self._preambles.clear()
-        preamble = self._preambles.get(status)
-        if preamble is None:
-            reason = _REASONS.get(status, "")
-            date = formatdate(now, usegmt=True)
-            preamble = f"HTTP/1.1 {status} {reason}\r\nDate: {date}\r\n".encode()
-            self._preambles[status] = preamble
+            self.clear()
+
+    def __missing__(self, status: int) -> bytes:
+        reason = _REASONS.get(status, "")
+        date = formatdate(self._second, usegmt=True)
+        preamble = self[status] = f"HTTP/1.1 {status} {reason}\r\nDate: {date}\r\n".encode()
         return preamble

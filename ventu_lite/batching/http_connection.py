@@ -8,17 +8,20 @@ from typing import TYPE_CHECKING, cast
 
 from ventu_lite.batching.http_body import ChunkedBody, SizedBody
 from ventu_lite.batching.http_head import CHUNKED, HEAD_END, Head, Refused
-from ventu_lite.batching.http_request import Request
+from ventu_lite.batching.http_request import Answer, Request
 
 if TYPE_CHECKING:
     from ventu_lite.batching.http import HttpServer
 
 log = logging.getLogger(__name__)
 
-Answer = tuple[int, bytes, bytes]  # status, header lines, body
+__all__ = ["Answer", "Connection"]
 
 _IDLE, _HEAD, _BODY, _DEAF, _LINGER = range(5)  # what a connection expects of its client
 _TOO_MUCH = "too many bytes of requests are waiting"
+_CLOSE = b"Connection: close\r\n\r\n"
+_ENDINGS = (b"Connection: keep-alive\r\n\r\n", b"\r\n")  # of HTTP/1.0 and 1.1
+_BODILESS = frozenset((204, 304))
 _LINE_BREAKS = re.compile(rb"(?:\r\n)+")
 _NO_HEAD = Head(b"", b"", b"", 1, {}, 0, keep_alive=False)  # of what could not be read
 
@@ -27,7 +30,7 @@ class Connection(asyncio.Protocol):
     """One client: requests in flight, at most one that is still coming, and two deadlines."""
 
     __slots__ = (
-        "_awaits_continue", "_body", "_buffer", "_discarded", "_held", "_incoming", "_is_dirty",
+        "_awaits_continue", "_body", "_buffer", "_discarded", "_held", "_incoming",
         "_is_reading_paused", "_is_write_paused", "_pending", "_phase", "_server", "_transport",
         "deadline", "write_deadline",
     )  # fmt: skip
@@ -42,10 +45,9 @@ class Connection(asyncio.Protocol):
         self._buffer = b""  # what could not be taken apart yet
         self._incoming: Request | None = None  # whose body is coming
         self._body: SizedBody | ChunkedBody | None = None
-        self._held = 0
+        self._held = 0  # bytes of what is still coming
         self._discarded = 0
         self._awaits_continue = False
-        self._is_dirty = False
         self._is_reading_paused = False
         self._is_write_paused = False
         self.deadline = inf
@@ -60,14 +62,21 @@ class Connection(asyncio.Protocol):
         if not server.add(self):
             self._phase = _DEAF
             answer = server.refuse(503, "too many connections")
-            transport.write(self.encode(self._unread_request(), *answer))
+            server.preambles.refresh()
+            transport.write(self._encode(self._unread_request(), answer, True))
             transport.close()
             return
         self._transport = transport
         self.deadline = server.loop.time() + server.limits.head_time
 
     def data_received(self, data: bytes) -> None:
-        """Take the requests out of ``data``."""
+        """Take the requests out of ``data``: mostly one, whole, with a head known before."""
+        if not (self._phase or self._pending or self._is_reading_paused):
+            end = data.find(HEAD_END) + 4
+            head = self._server.heads.known.get(data[:end])
+            if head is not None and head.length == len(data) - end:
+                self._dispatch(Request(self, head, data[end:]))
+                return
         if self._phase >= _DEAF:
             self._discard(len(data))
             return
@@ -77,7 +86,8 @@ class Connection(asyncio.Protocol):
 
     def eof_received(self) -> None:
         """Write what is ready; who sends no more is taken for gone, as Go and nginx do."""
-        self.flush()
+        self._server.preambles.refresh()
+        self.flush(self._now())
         self._abandon()
         self._close()
 
@@ -106,7 +116,7 @@ class Connection(asyncio.Protocol):
         if self._phase != _IDLE or not self._pending:
             times = (limits.idle_time, limits.head_time, limits.body_time, inf, limits.linger_time)
             self.deadline = self._now() + times[self._phase]
-        self.mark()
+        self._server.mark(self)
 
     # ---- requests in
 
@@ -229,9 +239,7 @@ class Connection(asyncio.Protocol):
 
     def _dispatch(self, request: Request) -> None:
         server = self._server
-        size = len(request.body)
-        self._held += size
-        server.held += size
+        server.held += len(request.body)
         self._pending.append(request)
         self.deadline = inf
         if not request.keep_alive:
@@ -269,62 +277,55 @@ class Connection(asyncio.Protocol):
         name = self._transport and self._transport.get_extra_info("peername")
         return str(name[0]) if name else ""
 
-    def encode(self, request: Request, status: int, headers: bytes, body: bytes) -> bytes:
-        """Return the bytes of a response to ``request``."""
-        if self._server.is_draining and self._pending[-1:] == [request]:
-            request.keep_alive = False
-            self._phase = _DEAF
-        if not request.keep_alive:
-            ending = b"Connection: close\r\n\r\n"
-        else:
-            ending = b"\r\n" if request.minor else b"Connection: keep-alive\r\n\r\n"
-        length = b"Content-Length: %d\r\n" % len(body)
-        if status in (204, 304):
-            length = body = b""
-        elif request.method == b"HEAD":
-            body = b""
-        return b"".join((self._server.preamble(status), headers, length, ending, body))
-
-    def mark(self) -> None:
-        """Let ``flush`` be called at the end of this turn of the loop."""
-        if not self._is_dirty and self._transport is not None:
-            self._is_dirty = True
+    def answered(self, request: Request) -> None:
+        """Have the answer written at the end of this turn of the loop, if it is next."""
+        if self._pending[0] is request:
             self._server.mark(self)
 
-    def flush(self) -> None:
+    def flush(self, now: float) -> None:
         """Write, in one piece, all answers whose turn it is."""
-        self._is_dirty = False
-        transport = self._transport
+        transport, pending, server = self._transport, self._pending, self._server
         if self._is_write_paused or self._phase == _LINGER:
             return
         if transport is None or transport.is_closing():
             return
-        pending, answers, is_last, size = self._pending, [], False, 0
+        answers, is_last = [], False
         while pending and not is_last and (answer := pending[0].answer) is not None:
             request = pending.pop(0)
-            answers.append(answer)
-            size += len(request.body)
-            is_last = not request.keep_alive
-        self._held -= size
-        self._server.held -= size
+            server.held -= len(request.body)
+            is_last = not request.keep_alive or server.is_draining and not pending
+            answers.append(self._encode(request, answer, is_last))
         if answers:
-            transport.write(answers[0] if len(answers) == 1 else b"".join(answers))
+            transport.write(b"".join(answers))
         if is_last:
             self._linger()
-            return
-        if not pending:
-            self._rest()
+        elif pending or self._phase or self._is_reading_paused or server.is_draining:
+            self._go_on(now)
+        else:
+            self.deadline = now + server.limits.idle_time
+
+    def _encode(self, request: Request, answer: Answer, is_last: bool) -> bytes:
+        """Return the bytes of a response."""
+        status, headers, body = answer
+        head = request.head
+        length = b"Content-Length: %d\r\n" % len(body)
+        if status in _BODILESS:
+            length = body = b""
+        elif head.method == b"HEAD":
+            body = b""
+        ending = _CLOSE if is_last else _ENDINGS[head.minor]
+        return b"".join((self._server.preambles[status], headers, length, ending, body))
+
+    def _go_on(self, now: float) -> None:
+        """Do what has waited for the answers, or wait for the client."""
+        if not self._pending:
+            if self._phase == _IDLE and not self._is_write_paused:
+                self.deadline = now + self._server.limits.idle_time
+            self._send_continue()
+            if self._server.is_draining:
+                self.close_if_idle()
         if self._is_reading_paused and not self._is_write_paused:
             self._take(self._unbuffer())
-
-    def _rest(self) -> None:
-        """Wait for the client, since there is nothing to do for it."""
-        if self._phase == _IDLE and not self._is_write_paused:
-            self.deadline = self._server.loop.time() + self._server.limits.idle_time
-        if self._awaits_continue:
-            self._send_continue()
-        if self._server.is_draining:
-            self.close_if_idle()
 
     def _send_continue(self) -> None:
         """Ask for the body once all earlier requests are answered."""
@@ -387,6 +388,7 @@ class Connection(asyncio.Protocol):
         self._body = self._incoming = None
         self._count_held()
         for request in pending:
+            self._server.held -= len(request.body)
             request.is_gone = True
             callback, request.on_disconnect = request.on_disconnect, None
             if callback is not None:
@@ -412,7 +414,7 @@ class Connection(asyncio.Protocol):
                 self._transport.resume_reading()
 
     def _count_held(self) -> None:
-        held = len(self._buffer) + sum([len(request.body) for request in self._pending])
+        held = len(self._buffer)
         if self._body is not None:
             held += self._body.size
         self._server.held += held - self._held

@@ -96,13 +96,17 @@ class Head:
 
 
 class Heads:
-    """Heads by their bytes. When they are too many all are dropped: the common ones come back."""
+    """Heads by their bytes. When they are too many all are dropped: the common ones come back.
+
+    Attributes:
+        known: Approved heads, each with a body of a declared length.
+    """
 
     _MOST: Final = 1024
     _LONGEST: Final = 2048  # a head with larger cookies than that is somebody's own
 
     def __init__(self) -> None:
-        self._known: dict[bytes, Head] = {}
+        self.known: dict[bytes, Head] = {}
 
     def read(self, raw: bytes) -> Head:
         """Return the head in ``raw``, which ends with its empty line.
@@ -110,15 +114,15 @@ class Heads:
         Raises:
             Refused: It is malformed, ambiguous or of another protocol.
         """
-        return self._known.get(raw) or read_head(raw)
+        return self.known.get(raw) or read_head(raw)
 
     def keep(self, head: Head) -> None:
         """Remember a head of a declared length that llhttp has approved, too."""
         head.is_judged = True
         if len(head.raw) <= self._LONGEST:
-            if len(self._known) >= self._MOST:
-                self._known.clear()
-            self._known[head.raw] = head
+            if len(self.known) >= self._MOST:
+                self.known.clear()
+            self.known[head.raw] = head
 
 
 def read_head(raw: bytes) -> Head:

@@ -5,6 +5,8 @@ from typing import Protocol
 
 from ventu_lite.batching.http_head import Head
 
+Answer = tuple[int, bytes, bytes]  # status, header lines, body
+
 
 class Channel(Protocol):
     """What a request needs of its connection."""
@@ -13,11 +15,8 @@ class Channel(Protocol):
     def peer(self) -> str:
         """The address of the client."""
 
-    def encode(self, request: "Request", status: int, headers: bytes, body: bytes) -> bytes:
-        """Return the bytes of a response to ``request``."""
-
-    def mark(self) -> None:
-        """Take note that a request has been answered."""
+    def answered(self, request: "Request") -> None:
+        """Take note that a request has its answer."""
 
 
 class Request:
@@ -28,7 +27,7 @@ class Request:
             ``headers`` are those of the head.
         body: The whole body, without transfer coding.
         keep_alive: Whether the connection goes on after the answer.
-        answer: The encoded response, once there is one.
+        answer: What ``respond`` was given, once it was called.
         is_gone: Whether the client has left; an answer is dropped then.
         on_disconnect: Called once if the client leaves before the answer is given. To be set in
             the handler; who gets hold of the request later must look at ``is_gone`` first.
@@ -37,12 +36,12 @@ class Request:
 
     __slots__ = ("answer", "body", "channel", "head", "is_gone", "keep_alive", "on_disconnect")
 
-    def __init__(self, channel: Channel, head: Head) -> None:
+    def __init__(self, channel: Channel, head: Head, body: bytes = b"") -> None:
         self.channel = channel
         self.head = head
         self.keep_alive = head.keep_alive
-        self.body = b""
-        self.answer: bytes | None = None
+        self.body = body
+        self.answer: Answer | None = None
         self.is_gone = False
         self.on_disconnect: Callable[[], None] | None = None
 
@@ -106,9 +105,9 @@ class Request:
             return
         if self.answer is not None:
             raise RuntimeError(f"{self!r} was answered twice")
-        self.answer = self.channel.encode(self, status, headers, body)
+        self.answer = status, headers, body
         self.on_disconnect = None
-        self.channel.mark()
+        self.channel.answered(self)
 
 
 def encode_headers(fields: list[tuple[bytes, bytes]]) -> bytes:

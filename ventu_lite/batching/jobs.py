@@ -125,17 +125,20 @@ class Lane:
 
     def take(self) -> list[Job]:
         """Remove and return the jobs of the next batch, oldest first."""
-        places, most, most_bytes = self._places, self._most, self._most_bytes
+        places, most_bytes = self._places, self._most_bytes
+        room = self._most
         taken: list[Job] = []
         size = 0
-        while places and len(taken) < most:
-            job = places[0]
+        while places and room:
+            job = places.popleft()
             if job.state == "waiting":
-                if size + job.size + JOB_OVERHEAD > most_bytes:
-                    break
                 size += job.size + JOB_OVERHEAD
+                if size > most_bytes:
+                    size -= job.size + JOB_OVERHEAD
+                    places.appendleft(job)
+                    break
+                room -= 1
                 taken.append(job)
-            places.popleft()
         self.count -= len(taken)
         self._size -= size
         return taken

@@ -6,8 +6,9 @@ import os
 import socket
 import struct
 from collections.abc import Callable
-from typing import Final, Literal, cast
+from typing import Final, cast
 
+from ..addresses import Address
 from ..errors import ProtocolError
 from ..protocol import (
     Batch,
@@ -28,12 +29,17 @@ log = logging.getLogger(__name__)
 PROOF_TIMEOUT: Final = 5.0
 
 
+def log_change(link: "WorkerLink") -> None:
+    """Say that a worker has come or gone."""
+    log.info("%r %s", link, "is ready" if link.is_ready else "has left")
+
+
 class Links:
-    """All workers that are connected to one listener.
+    """All workers that are connected at one address.
 
     Args:
         dispatcher: Whom to tell.
-        protocol: What the listener is.
+        address: Where they connect.
         max_message: Bytes of the largest message to read or write.
         secret: What a worker must prove to know; ``None`` for nothing.
         on_change: Called with a link when its worker becomes ready for the first time, and when
@@ -45,14 +51,14 @@ class Links:
         self,
         dispatcher: Dispatcher,
         *,
-        protocol: Literal["unix", "tcp"],
+        address: Address,
         max_message: int,
         secret: str | None = None,
-        on_change: Callable[["WorkerLink"], None] = lambda link: None,
+        on_change: Callable[["WorkerLink"], None] = log_change,
         kill: Callable[[int], None] = lambda pid: None,
     ) -> None:
         self.dispatcher = dispatcher
-        self.protocol = protocol
+        self.address = address
         self.max_message = max_message
         self.secret = secret
         self.on_change = on_change
@@ -84,7 +90,7 @@ class WorkerLink(asyncio.Protocol):
     """
 
     def __init__(self, links: Links) -> None:
-        self.address: str = links.protocol
+        self.address: str = links.address.protocol
         self.pid: int | None = None
         self.is_ready = False
         self._links = links
@@ -104,11 +110,13 @@ class WorkerLink(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Learn who it is."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's looks like one
+        # uvloop 0.21 would keep a batch until the end of the turn, behind the answers of the last.
+        self._transport.set_write_buffer_limits(high=0)
         sock = transport.get_extra_info("socket")
         peer = transport.get_extra_info("peername")
-        if self._links.protocol == "unix":
+        if self._links.address.protocol == "unix":
             self.pid = _peer_pid(sock)
-            self.address = f"unix, process {self.pid}"
+            self.address = f"unix, process {self.pid}" if self.pid else "unix"
         else:
             _keep_alive(sock)
             self.address = f"tcp, {peer[0]}:{peer[1]}" if peer else "tcp"
@@ -120,20 +128,22 @@ class WorkerLink(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Act upon every message that is complete now."""
         try:
-            for event in self._connection.receive_data(data):
+            events = self._connection.receive_data(data)
+            if self._connection.state is State.LEFT:  # results and bye may come together
+                self._dispatcher.retire(self)
+            for event in events:
                 self._handle(event)
         except ProtocolError as exc:
             self._fault(str(exc))
 
     def eof_received(self) -> None:
         """Close; a worker that sends no more cannot answer."""
+        self.data_received(b"")
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Give its jobs to others."""
         if self._transport is not None:
-            log.info("%r has left", self)
-            self._forget()
-            self._dispatcher.lost(self)
+            self.close()
 
     # -------------------------------------------------------------- for the dispatcher
 
@@ -174,11 +184,9 @@ class WorkerLink(asyncio.Protocol):
             self.close()
 
     def _become_ready(self) -> None:
-        if self._proof_timer is not None:
-            self._proof_timer.cancel()
+        self._forget_timer()
         self.is_ready = True
         self._dispatcher.ready(self)
-        log.info("%r is ready", self)
         self._links.on_change(self)
 
     def _no_proof(self) -> None:
@@ -190,11 +198,15 @@ class WorkerLink(asyncio.Protocol):
         log.warning("%r broke the protocol, its connection is closed: %s", self, complaint)
         self.close()
 
+    def _forget_timer(self) -> None:
+        timer, self._proof_timer = self._proof_timer, None
+        if timer is not None:
+            timer.cancel()
+
     def _forget(self) -> None:
         """Close the transport, once."""
         transport, self._transport = self._transport, None
-        if self._proof_timer is not None:
-            self._proof_timer.cancel()
+        self._forget_timer()
         self._links.open.discard(self)
         was_ready, self.is_ready = self.is_ready, False
         if transport is not None:
@@ -204,12 +216,12 @@ class WorkerLink(asyncio.Protocol):
 
 
 def _peer_pid(sock: socket.socket) -> int | None:
-    """Return the process at the other end of a Unix socket, where Linux tells."""
+    """Return the process at the other end of a Unix socket, where the system tells."""
     if not hasattr(socket, "SO_PEERCRED"):
         return None
     size = struct.calcsize("3i")
     pid: int = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))[0]
-    return pid
+    return pid or None  # 0 is somebody in another namespace
 
 
 def _keep_alive(sock: socket.socket) -> None:

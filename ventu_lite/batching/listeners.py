@@ -1,59 +1,98 @@
 """Listening sockets: bound carefully, with errors that say what to do."""
 
 import contextlib
+import errno
 import os
 import socket
 import stat
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
 from ..errors import CannotListen
 
 # As many as Linux lets through by default (somaxconn); a burst beyond that is told to come again.
 BACKLOG: Final = 4096
 
+# How often the system is asked for a port that is free on all addresses of a host.
+_TRIES: Final = 10
 
-def listen_unix(path: str) -> socket.socket:
-    """Return a socket that only this user may connect to, in place of a stale one.
+_ADVICE: Final = {
+    errno.EADDRINUSE: "stop the program that listens there, or choose another port",
+    errno.EACCES: "choose a port from 1024 on",
+    errno.EADDRNOTAVAIL: "choose an address of this machine, such as localhost or 0.0.0.0",
+}
+
+
+class UnixDoor:
+    """A listening Unix socket and its file, which only this user may connect to.
+
+    A file that nobody listens to any more is replaced.
+
+    Args:
+        path: Where.
 
     Raises:
         CannotListen: Another program listens there, or the file is something else.
+
+    Attributes:
+        sock: The socket.
     """
-    _clear(path)
-    sock = socket.socket(socket.AF_UNIX)
-    try:
-        with _umask(0o177):
-            sock.bind(path)
-        sock.listen(BACKLOG)
-    except OSError as exc:
-        sock.close()
-        raise CannotListen(f"cannot listen at unix:{path}: {exc.strerror or exc}") from exc
-    sock.setblocking(False)
-    return sock
 
+    def __init__(self, path: str) -> None:
+        self._path = path
+        try:
+            _clear(path)
+            self.sock = socket.socket(socket.AF_UNIX)
+            with contextlib.ExitStack() as stack:
+                stack.callback(self.sock.close)
+                with _umask(0o177):
+                    self.sock.bind(path)
+                self.sock.listen(BACKLOG)
+                self._file = _identity(path)
+                stack.pop_all()
+        except OSError as exc:
+            raise CannotListen(
+                f"cannot listen at unix:{path}: {exc.strerror or exc};"
+                " choose another --unix, in a directory that this user may write to"
+            ) from exc
+        self.sock.setblocking(False)
 
-def remove_unix(path: str, sock_inode: int) -> None:
-    """Remove a socket file, unless somebody has put another one in its place."""
-    with contextlib.suppress(FileNotFoundError):
-        if os.stat(path).st_ino == sock_inode:
-            os.unlink(path)
+    def remove(self) -> None:
+        """Remove the file, unless somebody has put another one in its place.
+
+        To be called before the socket is closed: until then no other file can have its number.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            if _identity(self._path) == self._file:
+                os.unlink(self._path)
 
 
 def listen_tcp(host: str, port: int) -> list[socket.socket]:
     """Return sockets for all addresses of a host, on one port.
 
     Args:
-        host: A name, an address, or "" for all interfaces.
+        host: A name, or an address.
         port: 0 to let the system choose.
 
     Raises:
         CannotListen: The port is taken, or the host is none of this machine's.
     """
-    socks: list[socket.socket] = []
-    try:
-        for family, *_, address in _addresses(host, port):
-            sock = socket.socket(family, socket.SOCK_STREAM)
-            socks.append(sock)
+    tries = 1 if port else _TRIES
+    while True:
+        tries -= 1
+        try:
+            return _bound(_addresses(host, port), port)
+        except (OSError, UnicodeError) as exc:
+            # Chosen for the first address, a port may be taken at the second.
+            if not tries or getattr(exc, "errno", None) != errno.EADDRINUSE:
+                raise CannotListen(_complaint(host, port, exc)) from exc
+
+
+def _bound(addresses: list[tuple[int, Any]], port: int) -> list[socket.socket]:
+    with contextlib.ExitStack() as stack:
+        socks = []
+        for family, address in addresses:
+            sock = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -61,10 +100,8 @@ def listen_tcp(host: str, port: int) -> list[socket.socket]:
             sock.listen(BACKLOG)
             sock.setblocking(False)
             port = sock.getsockname()[1]  # the same for every address
-    except OSError as exc:
-        for sock in socks:
-            sock.close()
-        raise CannotListen(_advice(host, port, exc)) from exc
+            socks.append(sock)
+        stack.pop_all()
     return socks
 
 
@@ -85,15 +122,14 @@ def _clear(path: str) -> None:
 
     Raises:
         CannotListen: Somebody does, or it is no socket.
+        OSError: The directory cannot be looked into.
     """
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
         return
-    except OSError as exc:
-        raise CannotListen(f"cannot listen at unix:{path}: {exc.strerror or exc}") from exc
     if not stat.S_ISSOCK(mode):
-        raise CannotListen(f"{path} is a file, not a socket; remove it or choose another --unix")
+        raise CannotListen(f"{path} is no socket; remove it or choose another --unix")
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(1.0)
         try:
@@ -107,6 +143,11 @@ def _clear(path: str) -> None:
     raise CannotListen(f"another program listens at unix:{path}; stop it or choose another --unix")
 
 
+def _identity(path: str) -> tuple[int, int]:
+    found = os.stat(path)
+    return found.st_dev, found.st_ino
+
+
 @contextlib.contextmanager
 def _umask(mask: int) -> Iterator[None]:
     old = os.umask(mask)
@@ -116,10 +157,13 @@ def _umask(mask: int) -> Iterator[None]:
         os.umask(old)
 
 
-def _addresses(host: str, port: int) -> list[tuple[int, int, int, str, tuple[str, int]]]:
-    found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    usable = [one for one in found if one[0] != socket.AF_INET6 or _has_ipv6()]
-    return list(dict.fromkeys(usable or found))  # type: ignore[arg-type]  # TCP addresses only
+def _addresses(host: str, port: int) -> list[tuple[int, Any]]:
+    """Return each address of a host once, with its family."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    addresses: list[tuple[int, Any]] = [(family, address) for family, *_, address in found]
+    addresses = list(dict.fromkeys(addresses))
+    usable = [one for one in addresses if one[0] != socket.AF_INET6 or _has_ipv6()]
+    return usable or addresses
 
 
 def _has_ipv6() -> bool:
@@ -132,6 +176,8 @@ def _has_ipv6() -> bool:
     return True
 
 
-def _advice(host: str, port: int, exc: OSError) -> str:
-    said = f"cannot listen on {host or 'all interfaces'}, port {port}: {exc.strerror or exc}"
-    return f"{said}; stop the program that does, or choose another port"
+def _complaint(host: str, port: int, exc: Exception) -> str:
+    said = getattr(exc, "strerror", None) or exc
+    is_name = isinstance(exc, (socket.gaierror, UnicodeError))
+    advice = _ADVICE[errno.EADDRNOTAVAIL] if is_name else _ADVICE.get(getattr(exc, "errno", 0) or 0)
+    return f"cannot listen on {host}, port {port}: {said}" + (f"; {advice}" if advice else "")

@@ -72,11 +72,11 @@ class Queue(Generic[W]):
     ) -> None:
         self._policy = policy
         self._capacity = capacity
-        self._most_bytes = max_message - _MESSAGE_OVERHEAD
+        self._largest = max_message - _MESSAGE_OVERHEAD - JOB_OVERHEAD
         self._batch_timeout = batch_timeout
         self._retry = retry
         # With a smaller capacity a batch is full when nobody else may come.
-        self._lane = Lane(min(max_batch_size, capacity), self._most_bytes)
+        self._lane = Lane(min(max_batch_size, capacity), max_message - _MESSAGE_OVERHEAD)
         self._parts = Parts()
         self._deadlines = Deadlines()
         self._workers: Workers[W] = Workers()
@@ -93,9 +93,11 @@ class Queue(Generic[W]):
             QueueFull: As many jobs wait as may; ``retry_after`` says for how long.
         """
         assert job.state == "new", f"job {job.id} was added before"
-        self._check_place(job)
+        lane = self._lane
+        if self._is_draining or job.size > self._largest or lane.count >= self._capacity:
+            self._check_place(job)
         job.state = "waiting"
-        self._lane.append(job)
+        lane.append(job)
         self._deadlines.add(job)
         self._policy.job_arrived(job.queued_at)
 
@@ -218,7 +220,7 @@ class Queue(Generic[W]):
     def wake_at(self, now: float) -> float | None:
         """Return the earliest of ``due_at``, ``next_deadline`` and ``next_cutoff``."""
         times = (self.due_at(now), self.next_deadline(), self.next_cutoff())
-        return min((time for time in times if time is not None), default=None)
+        return min([time for time in times if time is not None], default=None)
 
     def overdue(self, now: float) -> list[W]:
         """Return the workers that hold a batch for too long. The caller has to ``lose`` them."""
@@ -242,13 +244,12 @@ class Queue(Generic[W]):
         return self._lane.count + self._parts.count
 
     def _check_place(self, job: Job) -> None:
+        """Refuse a job, unless only expired ones are in its way."""
         if self._is_draining:
             raise Unavailable("the service is shutting down", retry_after=self._retry_after())
-        most = self._most_bytes - JOB_OVERHEAD
-        if job.size > most:
-            raise JobTooLarge(f"payload of {job.size} bytes, expected at most {most}")
-        if self._lane.count >= self._capacity:
-            self.expire(job.queued_at)
+        if job.size > self._largest:
+            raise JobTooLarge(f"payload of {job.size} bytes, expected at most {self._largest}")
+        self.expire(job.queued_at)
         if self._lane.count >= self._capacity:
             raise QueueFull(f"{self._capacity} jobs wait already", retry_after=self._retry_after())
 

@@ -3,21 +3,20 @@
 import asyncio
 import contextlib
 import logging
-import os
-import signal
 import socket
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ..addresses import Address, TCPAddress, UnixAddress
+from ..addresses import Address, TCPAddress
 from ..config import Config
 from .dispatcher import Dispatcher, Link
 from .front import Front, Status
 from .http import HttpServer, Limits
 from .http_request import Request
-from .links import Links, WorkerLink
-from .listeners import allow_many_files, listen_tcp, listen_unix, remove_unix
+from .links import Links, WorkerLink, log_change
+from .listeners import UnixDoor, allow_many_files, listen_tcp
 from .policy import FixedWait
 from .queue import Queue
 from .tally import FrontMetrics
@@ -36,18 +35,18 @@ class Options:
         name: The service, for the metrics.
         workers_at: Where workers connect.
         retry: Whether the jobs of a worker that died are tried again.
-        prefix: Where the routes of the service are.
+        prefixes: Where the routes of the service are.
         fallback: Answers all other routes.
         on_change: Told when a worker becomes ready or is gone.
         kill: Ends a worker process that holds a batch for too long.
     """
 
     name: str
-    workers_at: Address
+    workers_at: Sequence[Address]
     retry: bool = True
-    prefix: str = ""
+    prefixes: Sequence[str] = ("",)
     fallback: Callable[[Request], None] | None = None
-    on_change: Callable[[WorkerLink], None] = lambda link: None
+    on_change: Callable[[WorkerLink], None] = log_change
     kill: Callable[[int], None] = lambda pid: None
 
 
@@ -60,9 +59,11 @@ class BatchingService:
         make_status: Returns what health, readiness and metrics say.
 
     Attributes:
-        links: The workers.
+        links: The workers, a group for each place where they connect.
         dispatcher: The queue and who waits for it.
         metrics: What was counted.
+        url: Where clients connect, once it listens.
+        port: The port of that.
     """
 
     def __init__(
@@ -71,85 +72,54 @@ class BatchingService:
         options: Options,
         make_status: Callable[["BatchingService"], Status],
     ) -> None:
-        loop = asyncio.get_running_loop()
         self.config = config
         self.options = options
-        queue: Queue[Link] = Queue(
-            FixedWait(config.max_wait),
-            max_batch_size=config.max_batch_size,
-            capacity=config.capacity,
-            max_message=int(config.max_message),
-            batch_timeout=config.batch_timeout or config.timeout,
-            retry=options.retry,
-        )
+        self.url, self.port = "", 0
+        queue = _make_queue(config, options)
         self.metrics = FrontMetrics(
-            options.name,
-            waiting=lambda: queue.waiting,
-            workers=lambda: {options.workers_at.protocol: self.links.ready},
+            options.name, waiting=lambda: queue.waiting, workers=self._workers_by_protocol
         )
-        self.dispatcher = Dispatcher(queue, self.metrics, loop)
-        self.links = self._make_links()
-        self.front = Front(
-            self.dispatcher,
-            self.metrics,
-            config,
-            status=make_status(self),
-            clock=self.dispatcher.clock,
-            prefix=options.prefix,
-            fallback=options.fallback,
-            home=_home(options.name),
-        )
-        self._http: HttpServer | None = None
-        self._servers: list[asyncio.Server] = []
-        self._socket_inode = 0
-        self._stop = asyncio.Event()
+        self.dispatcher = Dispatcher(queue, self.metrics, asyncio.get_running_loop())
+        self.links = [self._make_links(address) for address in options.workers_at]
+        front = self._make_front(make_status(self))
+        self._http = HttpServer(front.handle, limits=_limits(config), check=front.check)
+        self._http_servers: list[asyncio.Server] = []
+        self._worker_servers: list[asyncio.Server] = []
+        self._unix_doors: list[UnixDoor] = []
 
-    def _make_links(self) -> Links:
-        config, options = self.config, self.options
-        secret = config.worker_secret
-        return Links(
-            self.dispatcher,
-            protocol=options.workers_at.protocol,
-            max_message=int(config.max_message),
-            secret=secret.get_secret_value() if secret else None,
-            on_change=options.on_change,
-            kill=options.kill,
-        )
+    @property
+    def ready_workers(self) -> int:
+        """How many workers are connected and have asked for a batch."""
+        return sum(links.ready for links in self.links)
 
-    async def start(self) -> str:
-        """Listen, for workers first, and return the URL for clients.
+    async def start(self) -> None:
+        """Listen, for workers first.
 
         Raises:
-            CannotListen: An address is taken.
+            CannotListen: An address is taken; nothing listens.
         """
         allow_many_files()
-        config, loop = self.config, asyncio.get_running_loop()
-        doors = listen_tcp(config.host, config.port)
-        try:
-            worker_doors = self._listen_for_workers()
-        except BaseException:
+        loop, config = asyncio.get_running_loop(), self.config
+        with contextlib.ExitStack() as stack:
+            http_doors = listen_tcp(config.host, config.port)
+            for door in http_doors:
+                stack.callback(door.close)
+            worker_doors = [self._open_door(links, stack) for links in self.links]
+            stack.pop_all()
+        for links, doors in zip(self.links, worker_doors, strict=True):
             for door in doors:
-                door.close()
-            raise
-        self._http = HttpServer(self.front.handle, limits=_limits(config), check=self.front.check)
-        for door in worker_doors:
-            self._servers.append(await loop.create_server(self.links, sock=door))
-        for door in doors:
-            self._servers.append(await loop.create_server(self._http, sock=door))
-        return f"http://{_host(config.host)}:{doors[0].getsockname()[1]}"
-
-    def _listen_for_workers(self) -> list[socket.socket]:
-        at = self.options.workers_at
-        if isinstance(at, TCPAddress):
-            return listen_tcp(at.host, at.port)
-        door = listen_unix(at.path)
-        self._socket_inode = os.stat(at.path).st_ino
-        return [door]
+                self._worker_servers.append(await loop.create_server(links, sock=door))
+        for door in http_doors:
+            self._http_servers.append(await loop.create_server(self._http, sock=door))
+        self.port = http_doors[0].getsockname()[1]
+        self.url = f"http://{TCPAddress(config.host, self.port).authority}"
 
     async def stop(self) -> None:
-        """Take no new connections, answer what was accepted, and let the workers go."""
-        assert self._http is not None
-        for server in self._servers:
+        """Take no new connections, answer what was accepted, and let the workers go.
+
+        Until then workers may come, too: what was accepted may need a second try.
+        """
+        for server in self._http_servers:
             server.close()
         patience = self.config.timeout + _DRAIN_GRACE
         try:
@@ -157,29 +127,78 @@ class BatchingService:
         except asyncio.TimeoutError:
             log.warning("%d client(s) did not read their answers", len(self._http.connections))
             self._http.abort()
-        self.links.close()
+        for unix_door in self._unix_doors:
+            unix_door.remove()
+        for server in self._worker_servers:
+            server.close()
+        for links in self.links:
+            links.close()
         self.dispatcher.close()
-        if isinstance(self.options.workers_at, UnixAddress):
-            remove_unix(self.options.workers_at.path, self._socket_inode)
 
-    async def until_signal(self) -> None:
-        """Wait for SIGTERM or SIGINT; a second one has its usual effect, at once."""
-        loop = asyncio.get_running_loop()
-        signals = (signal.SIGTERM, signal.SIGINT)
+    def abort(self) -> None:
+        """Drop all clients, so that ``stop`` has nobody to wait for."""
+        self._http.abort()
 
-        def first() -> None:
-            for signum in signals:
-                loop.remove_signal_handler(signum)
-                signal.signal(signum, signal.SIG_DFL)
-            self._stop.set()
+    def _open_door(self, links: Links, stack: contextlib.ExitStack) -> list[socket.socket]:
+        """Listen for workers; the stack ends it."""
+        if isinstance(links.address, TCPAddress):
+            doors = listen_tcp(links.address.host, links.address.port)
+        else:
+            unix_door = UnixDoor(links.address.path)
+            stack.callback(unix_door.remove)
+            self._unix_doors.append(unix_door)
+            doors = [unix_door.sock]
+        for door in doors:
+            stack.callback(door.close)
+        if isinstance(links.address, TCPAddress) and not links.address.port:
+            links.address = TCPAddress(links.address.host, doors[0].getsockname()[1])
+        return doors
 
-        for signum in signals:
-            loop.add_signal_handler(signum, first)
-        await self._stop.wait()
+    def _make_links(self, address: Address) -> Links:
+        config, options = self.config, self.options
+        secret = config.worker_secret
+        return Links(
+            self.dispatcher,
+            address=address,
+            max_message=int(config.max_message),
+            secret=secret.get_secret_value() if secret else None,
+            on_change=options.on_change,
+            kill=options.kill,
+        )
 
-    def request_stop(self) -> None:
-        """End ``until_signal``, as a signal would."""
-        self._stop.set()
+    def _make_front(self, status: Status) -> Front:
+        """Return the front of the first place; what is not there it hands to that of the next."""
+        options, fallback = self.options, self.options.fallback
+        for prefix in reversed(options.prefixes):
+            front = Front(
+                self.dispatcher,
+                self.metrics,
+                self.config,
+                status=status,
+                clock=self.dispatcher.clock,
+                prefix=prefix,
+                fallback=fallback,
+                home=_home(options.name),
+            )
+            fallback = front.handle
+        return front
+
+    def _workers_by_protocol(self) -> dict[str, int]:
+        count: Counter[str] = Counter()
+        for links in self.links:
+            count[links.address.protocol] += links.ready
+        return dict(count)
+
+
+def _make_queue(config: Config, options: Options) -> Queue[Link]:
+    return Queue(
+        FixedWait(config.max_wait),
+        max_batch_size=config.max_batch_size,
+        capacity=config.capacity,
+        max_message=int(config.max_message),
+        batch_timeout=config.batch_timeout or config.timeout,
+        retry=options.retry,
+    )
 
 
 def _limits(config: Config) -> Limits:
@@ -188,10 +207,6 @@ def _limits(config: Config) -> Limits:
         max_held=int(config.max_held),
         max_connections=config.max_connections,
     )
-
-
-def _host(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
 
 
 def _home(name: str) -> dict[str, Any]:
@@ -205,10 +220,14 @@ def _home(name: str) -> dict[str, Any]:
 
 
 @contextlib.asynccontextmanager
-async def running(service: BatchingService) -> Any:
-    """Start a service and, whatever happens, stop it."""
-    url = await service.start()
+async def running(service: BatchingService) -> AsyncIterator[None]:
+    """Start a service and, whatever happens, stop it.
+
+    Raises:
+        CannotListen: An address is taken.
+    """
+    await service.start()
     try:
-        yield url
+        yield
     finally:
         await service.stop()

@@ -28,7 +28,7 @@ class PlainStatus:
     @property
     def why_not_ready(self) -> str:
         """Why no inference can be answered now, "" if one can."""
-        return "" if self._service.links.ready else NO_WORKER
+        return "" if self._service.ready_workers else NO_WORKER
 
     def health(self, answer: Callable[[bool, dict[str, str]], None]) -> None:
         """Call it healthy when a worker is connected."""

@@ -35,6 +35,16 @@ class Tally:
         self._counts[bisect_left(self._bounds, value)] += 1
         self._sum += value
 
+    def observe_all(self, values: Sequence[float]) -> None:
+        """Count values, many of which are equal."""
+        bounds, counts = self._bounds, self._counts
+        last, bucket = None, 0
+        for value in values:
+            if value != last:
+                last, bucket = value, bisect_left(bounds, value)
+            counts[bucket] += 1
+        self._sum += sum(values)
+
     def add_to(self, family: HistogramMetricFamily, labels: list[str]) -> None:
         """Put the buckets and the sum into a family."""
         bounds = [*map(str, map(float, self._bounds)), "+Inf"]

@@ -1,15 +1,19 @@
 """The routes that are the user's own: his Flask app, in threads, behind our HTTP connections."""
 
 import asyncio
+import contextlib
 import io
 import logging
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
 from werkzeug.test import run_wsgi_app
 
+from .http import problem
+from .http_connection import Answer
 from .http_request import Request, encode_headers
 
 log = logging.getLogger(__name__)
@@ -24,32 +28,64 @@ _OURS: Final = frozenset(
 
 
 class WSGIRoutes:
-    """Answers requests with a WSGI app. Responses are collected before they are sent.
+    """Answers requests with a WSGI app, in a few threads.
+
+    A response is sent when it is whole: an app that streams is read to its end before (or until
+    its client has left), so a route that never ends is never answered.
 
     Args:
         app: The app; it is called in several threads at once.
-        server: Host and port, for ``SERVER_NAME`` and ``SERVER_PORT``.
+        host: For ``SERVER_NAME``.
+
+    Attributes:
+        port: For ``SERVER_PORT``; to be set when it is known.
     """
 
-    def __init__(self, app: Callable[..., Any], server: tuple[str, int]) -> None:
+    def __init__(self, app: Callable[..., Any], host: str) -> None:
+        self.port = 0
         self._app = app
-        self._server = server
-        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="ventu_lite route")
+        self._host = host
+        self._todo: SimpleQueue[tuple[Request, dict[str, Any]] | None] = SimpleQueue()
+        self._threads = 0
+        self._loop = asyncio.get_running_loop()
 
     def __call__(self, request: Request) -> None:
         """Answer a request, later; in the thread of the event loop."""
-        environ = _environ(request, self._server)
-        done = asyncio.get_running_loop().run_in_executor(self._pool, self._call, environ)
-        done.add_done_callback(lambda done: _respond(request, done))
+        self._todo.put((request, _environ(request, self._host, self.port)))
+        if self._threads < THREADS:
+            self._threads += 1
+            # Daemons: a route that hangs must not keep the process from its end.
+            threading.Thread(target=self._work, name="ventu_lite route", daemon=True).start()
 
     def close(self) -> None:
-        """Let no further request begin; those that run are not waited for."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        """Let the threads end; those that run are not waited for."""
+        for _ in range(self._threads):
+            self._todo.put(None)
 
-    def _call(self, environ: dict[str, Any]) -> tuple[int, bytes, bytes]:
-        chunks, status, headers = run_wsgi_app(self._app, environ, buffered=True)
+    def _work(self) -> None:
+        while (task := self._todo.get()) is not None:
+            request, environ = task
+            if request.is_gone:
+                continue
+            answer = self._answer(request, environ)
+            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+                self._loop.call_soon_threadsafe(request.respond, *answer)
+
+    def _answer(self, request: Request, environ: dict[str, Any]) -> Answer:
         try:
-            body = b"".join(chunks)
+            return self._call(request, environ)
+        except BaseException:  # sys.exit() in a route must not cost a thread
+            log.exception("the app failed on %r", request)
+            return problem(500, "the app failed; the log says why")
+
+    def _call(self, request: Request, environ: dict[str, Any]) -> Answer:
+        chunks, status, headers = run_wsgi_app(self._app, environ)
+        body = bytearray()
+        try:
+            for chunk in chunks:
+                body += chunk
+                if request.is_gone:
+                    break
         finally:
             close = getattr(chunks, "close", None)
             if close is not None:
@@ -59,33 +95,28 @@ class WSGIRoutes:
             for name, value in headers
             if name.lower() not in _OURS
         ]
-        return int(status.partition(" ")[0]), encode_headers(fields), body
+        if (
+            request.method == b"HEAD"
+        ):  # only the size of the body counts, which the app has left out
+            body = bytearray(headers.get("Content-Length", len(body), type=int))
+        return int(status.partition(" ")[0]), encode_headers(fields), bytes(body)
 
 
-def _respond(request: Request, done: "asyncio.Future[tuple[int, bytes, bytes]]") -> None:
-    if done.cancelled():
-        request.respond(503, b"Retry-After: 1\r\n")
-    elif exc := done.exception():
-        log.error("the app failed on %r", request, exc_info=exc)
-        request.respond(500)
-    else:
-        request.respond(*done.result())
-
-
-def _environ(request: Request, server: tuple[str, int]) -> dict[str, Any]:
+def _environ(request: Request, host: str, port: int) -> dict[str, Any]:
     """Return the environment of a request, as PEP 3333 wants it."""
     path, _, query = request.target.partition(b"?")
+    target = request.target.decode("latin-1")
     environ: dict[str, Any] = {
         "REQUEST_METHOD": request.method.decode("latin-1"),
         "SCRIPT_NAME": "",
         "PATH_INFO": unquote_to_bytes(path).decode("latin-1"),
         "QUERY_STRING": query.decode("latin-1"),
-        "REQUEST_URI": request.target.decode("latin-1"),
-        "SERVER_NAME": server[0],
-        "SERVER_PORT": str(server[1]),
+        "REQUEST_URI": target,
+        "RAW_URI": target,
+        "SERVER_NAME": host,
+        "SERVER_PORT": str(port),
         "SERVER_PROTOCOL": f"HTTP/1.{request.minor}",
         "REMOTE_ADDR": request.peer,
-        "CONTENT_LENGTH": str(len(request.body)),
         "wsgi.version": (1, 0),
         "wsgi.url_scheme": "http",
         "wsgi.input": io.BytesIO(request.body),
@@ -95,19 +126,28 @@ def _environ(request: Request, server: tuple[str, int]) -> dict[str, Any]:
         "wsgi.multiprocess": False,
         "wsgi.run_once": False,
     }
-    for name, value in request.headers:
-        if b"_" not in name:  # X_Forwarded_For must not pass for X-Forwarded-For
-            _add_header(environ, name.decode("latin-1"), value.decode("latin-1"))
+    if request.length:  # it has a body, or says that it has none
+        environ["CONTENT_LENGTH"] = str(len(request.body))
+    _add_headers(environ, request)
     return environ
 
 
-def _add_header(environ: dict[str, Any], name: str, value: str) -> None:
-    key = name.upper().replace("-", "_")
-    if key == "CONTENT_TYPE":
-        environ[key] = value
-    elif key not in ("CONTENT_LENGTH", "TRANSFER_ENCODING"):
-        key = f"HTTP_{key}"
-        environ[key] = f"{environ[key]},{value}" if key in environ else value
+def _add_headers(environ: dict[str, Any], request: Request) -> None:
+    for raw_name, raw_value in request.headers:
+        if b"_" in raw_name:  # X_Forwarded_For must not pass for X-Forwarded-For
+            continue
+        name, value = (
+            raw_name.decode("latin-1").upper().replace("-", "_"),
+            raw_value.decode("latin-1"),
+        )
+        if name == "CONTENT_TYPE":
+            environ[name] = value
+        elif name not in ("CONTENT_LENGTH", "TRANSFER_ENCODING"):
+            key = f"HTTP_{name}"
+            joint = "; " if name == "COOKIE" else ","
+            environ[key] = f"{environ[key]}{joint}{value}" if key in environ else value
+    if b"host" in request.fields:  # what an absolute target says beats the header
+        environ["HTTP_HOST"] = request.fields[b"host"].decode("latin-1")
 
 
 class _Errors(io.TextIOBase):

@@ -1,0 +1,267 @@
+"""Compare release policies in simulated time, with the queue and the policies of the product.
+
+Run ``python tests/benchmarks/simulate.py`` (some minutes) or, for a first look, with ``--quick``.
+For every load ("cell") the mean response time of each policy is divided by that of the best fixed
+wait, chosen in hindsight for that very cell and those very seeds. So 1.00 is as good as a constant
+can be made by somebody who knows the load; below 1.00 no constant is as good.
+"""
+
+import random
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from heapq import heappop, heappush
+from itertools import count, product
+from math import ceil, exp, inf
+from statistics import fmean
+from typing import Any, Final, Literal
+
+from ventu_lite.batching.adaptive import AdaptiveWait
+from ventu_lite.batching.policy import FixedWait, Policy
+from ventu_lite.batching.queue import Job, Queue
+
+MS: Final = 1e-3
+
+#: Makes a policy for one run.
+Maker = Callable[[], Policy]
+
+FIXED: Final[dict[str, Maker]] = {
+    "at once" if wait == 0 else f"fixed {wait:g} ms": partial(FixedWait, wait * MS)
+    for wait in (0, 0.5, 1, 2, 5, 10, 20)
+}
+ADAPTIVE: Final[dict[str, Maker]] = {"adaptive": partial(AdaptiveWait, 10 * MS)}
+
+Service = Literal["plain", "heavy tail", "warm-up"]
+
+
+@dataclass(frozen=True)
+class Closed:
+    """Clients that send, wait for the answer, think, and send again."""
+
+    clients: int
+    think: float
+
+
+@dataclass(frozen=True)
+class Poisson:
+    """Jobs that know nothing of each other, at a share of what the workers can do."""
+
+    share: float
+
+
+@dataclass(frozen=True)
+class Jumps:
+    """A Poisson stream whose rate jumps up and down every ``period`` seconds."""
+
+    low: float
+    high: float
+    period: float
+
+
+@dataclass(frozen=True)
+class Bursts:
+    """Bursts of a geometrically distributed size, at a share of what the workers can do."""
+
+    share: float
+    size: float
+    gap: float = 0.1 * MS
+
+
+Traffic = Closed | Poisson | Jumps | Bursts
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One load: a batch of n takes ``fixed + each * n``, give or take 5 %."""
+
+    name: str
+    workers: int
+    traffic: tuple[Traffic, ...]
+    fixed: float
+    each: float
+    limit: int = 32
+    service: Service = "plain"
+
+    @property
+    def capacity(self) -> float:
+        """Jobs per second of all workers with full batches."""
+        return self.workers * self.limit / (self.fixed + self.each * self.limit)
+
+    @property
+    def clients(self) -> int:
+        """Clients in closed loops."""
+        return sum(part.clients for part in self.traffic if isinstance(part, Closed))
+
+    def jobs(self, least: int) -> int:
+        """Return how many jobs a run needs to be worth something, at least ``least``."""
+        slow = any(isinstance(part, Jumps) for part in self.traffic)
+        return max(least, 12 * self.clients, (35 if slow else 8) * self.workers * self.limit)
+
+    def seconds(self, size: int, served: int, rng: random.Random) -> float:
+        """Return how long a worker that served ``served`` batches takes for the next one."""
+        seconds = (self.fixed + self.each * size) * max(0.1, rng.gauss(1.0, 0.05))
+        if self.service == "heavy tail" and rng.random() < 0.05:
+            seconds *= min(1.0 + rng.paretovariate(1.5), 20.0)
+        if self.service == "warm-up":
+            seconds *= 1.0 + 9.0 * exp(-served / 20)
+        return seconds
+
+
+def arrivals(part: Traffic, capacity: float, rng: random.Random) -> Iterator[float]:
+    """Yield the times at which the jobs of an open stream come, for ever."""
+    now = 0.0
+    while isinstance(part, Poisson):
+        now += rng.expovariate(part.share * capacity)
+        yield now
+    while isinstance(part, Bursts):
+        now += rng.expovariate(part.share * capacity / part.size)
+        at = now
+        while True:
+            yield at
+            at += rng.expovariate(1 / part.gap)
+            if rng.random() < 1 / part.size:
+                break
+        now = at
+    while isinstance(part, Jumps):
+        share = part.high if int(now / part.period) % 2 else part.low
+        end = (int(now / part.period + 1e-9) + 1) * part.period
+        gap = rng.expovariate(share * capacity)
+        now = min(now + gap, end)
+        if now < end:
+            yield now
+
+
+class Client:
+    """One of a closed loop."""
+
+    def __init__(self, think: float, seed: str) -> None:
+        self._think = think
+        self._rng = random.Random(seed)
+
+    def next(self, now: float) -> float:
+        """Return when the next job of this client comes."""
+        return now + 0.1 * MS + self._rng.expovariate(1 / self._think)
+
+
+class Simulation:
+    """One cell under one policy: an event loop in simulated time around one queue.
+
+    The queue is asked as the product's event loop asks it: after every event and when the timer
+    fires. A timer is set anew after every event, and runs for a whole number of ticks, rounded up.
+    """
+
+    def __init__(self, cell: Cell, policy: Policy, *, seed: int, tick: float) -> None:
+        self._cell = cell
+        self._tick = tick
+        self._queue: Queue[int] = Queue(
+            policy, max_batch_size=cell.limit, capacity=10**9, max_message=10**9
+        )
+        self._events: list[tuple[float, int, Callable[..., None], Any]] = []
+        self._serial = count()
+        self._at(inf, self._ask, None)  # so that a timer always has something to come before
+        self._rng = random.Random(f"{seed}/service")
+        self._served = [0] * cell.workers
+        self._timer_at = inf
+        self._responses: list[float] = []
+        for worker in range(cell.workers):
+            self._queue.ready(worker, 0.0)
+        for n, part in enumerate(cell.traffic):
+            self._start(part, f"{seed}/{n}")
+
+    def run(self, jobs: int, skip: float = 0.1) -> float:
+        """Return the mean response time of that many jobs, without the first ``skip`` of them."""
+        events, responses = self._events, self._responses
+        while len(responses) < jobs:
+            if self._timer_at < events[0][0]:
+                self._turn(self._timer_at)
+                continue
+            now, _, happen, what = heappop(events)
+            happen(now, what)
+            self._turn(now)
+        return fmean(responses[int(jobs * skip) : jobs])
+
+    def _start(self, part: Traffic, seed: str) -> None:
+        if isinstance(part, Closed):
+            for n in range(part.clients):
+                client = Client(part.think, f"{seed}/{n}")
+                self._at(client.next(0.0), self._ask, client)
+            return
+        stream = arrivals(part, self._cell.capacity, random.Random(seed))
+        self._at(next(stream), self._flow, stream)
+
+    def _at(self, time: float, happen: Callable[..., None], what: Any) -> None:
+        heappush(self._events, (time, next(self._serial), happen, what))
+
+    def _ask(self, now: float, client: Client | None) -> None:
+        self._queue.add(Job(str(next(self._serial)), None, 0, now, inf, client))
+
+    def _flow(self, now: float, stream: Iterator[float]) -> None:
+        self._ask(now, None)
+        self._at(next(stream), self._flow, stream)
+
+    def _done(self, now: float, what: tuple[int, Iterable[str]]) -> None:
+        worker, ids = what
+        self._queue.accept(worker, dict.fromkeys(ids), now)
+
+    def _turn(self, now: float) -> None:
+        queue = self._queue
+        while batch := queue.take(now):
+            worker = batch.worker
+            seconds = self._cell.seconds(batch.size, self._served[worker], self._rng)
+            self._served[worker] += 1
+            self._at(now + seconds, self._done, (worker, batch.jobs))
+        for job, _ in queue.finished():
+            self._responses.append(now - job.queued_at)
+            if job.context is not None:
+                self._at(job.context.next(now), self._ask, job.context)
+        self._timer_at = self._timer(queue.due_at(now), now)
+
+    def _timer(self, due_at: float | None, now: float) -> float:
+        """Return when a timer that is set now fires: after whole ticks, at least one."""
+        if due_at is None:
+            return inf
+        return now + max(1, ceil((due_at - now) / self._tick - 1e-6)) * self._tick
+
+
+def note_grid() -> list[Cell]:
+    """Return the loads with which the policy was designed."""
+    models = [(1 * MS, 0.05 * MS), (5 * MS, 0.2 * MS), (20 * MS, 1 * MS)]
+    loops: list[tuple[Traffic, ...]] = [
+        (Closed(clients, think * MS),)
+        for clients, think in product((2, 4, 8, 16, 32, 64, 128, 256), (0.3, 2, 10))
+    ]
+    streams: list[tuple[Traffic, ...]] = [(Poisson(s),) for s in (0.05, 0.2, 0.5, 0.8, 0.95)]
+    return [
+        Cell("grid", workers, traffic, fixed, each)
+        for workers, (fixed, each), traffic in product((1, 2, 4), models, loops + streams)
+    ]
+
+
+def hard_traffic(workers: int, limit: int, full: float) -> dict[str, tuple[Traffic, ...]]:
+    """Return harder loads by name."""
+    size = max(2, limit // 4)
+    return {
+        "jumps": (Jumps(0.08, 0.8, 20 * full),),
+        "bursts": (Bursts(0.4, size),),
+        "wide bursts": (Bursts(0.4, limit * 1.5, 0.5 * MS),),
+        "two kinds": (Closed(size * workers, 0.3 * MS), Closed(2 * size * workers, 20 * MS)),
+        "loop and stream": (Closed(size * workers, 1 * MS), Poisson(0.3)),
+        "loop": (Closed(size * workers, 2 * MS),),
+        "large loop": (Closed(2 * limit * workers, 2 * MS),),
+        "stream": (Poisson(0.6),),
+    }
+
+
+def hard_grid() -> list[Cell]:
+    """Return the harder loads: more workers, other limits, changing rates and service times."""
+    models = [(2 * MS, 0.1 * MS), (20 * MS, 0.5 * MS)]
+    cells = []
+    for workers, limit, (fixed, each) in product((1, 2, 4, 16, 64), (8, 32, 128), models):
+        for name, traffic in hard_traffic(workers, limit, fixed + each * limit).items():
+            cells.append(Cell(name, workers, traffic, fixed, each, limit))
+        if limit == 32:
+            services: tuple[Service, ...] = ("heavy tail", "warm-up")
+            for service, name in product(services, ("loop", "stream")):
+                traffic = hard_traffic(workers, limit, fixed + each * limit)[name]
+                cells.append(Cell(f"{service}, {name}", workers, traffic, fixed, each, 32, service))
+    return cells

@@ -1,0 +1,181 @@
+"""The contract check: services that keep it, and each way to break it."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from ventu_lite import ConfigError, Service
+from ventu_lite.check import Report, Timing, check
+
+
+def service_of(fn: Callable[[list[int]], Sequence[Any]], **given: Any) -> Service:
+    settings: dict[str, Any] = {"examples": [1, 2, 3], "max_batch_size": 8} | given
+    service = Service(request=int, response=int, **settings)
+    service.add_stage("infer", fn, batch=True)
+    return service
+
+
+class Clock:
+    """Moves when a model works."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def double(batch: list[int]) -> list[int]:
+    return [2 * item for item in batch]
+
+
+def test_a_service_that_keeps_the_contract() -> None:
+    report = check(service_of(double))
+    assert report.complaints == []
+    assert [timing.size for timing in report.timings] == [1, 2, 4, 8]
+    assert list(report.lines())[-1] == "the contract is kept"
+
+
+def test_a_service_of_single_items_gets_no_advice_on_batches() -> None:
+    service = Service(request=int, response=int, examples=[1, 2], max_batch_size=4)
+    service.add_stage("infer", lambda item: item + 1)
+    report = check(service)
+    assert (report.complaints, report.remarks) == ([], [])
+
+
+def test_examples_that_only_msgpack_can_say_are_tried_in_it() -> None:
+    service = Service(request=bytes, response=int, examples=[b"\xff", b"\xfe\xff"])
+    service.add_stage("infer", lambda batch: [len(item) for item in batch], batch=True)
+    assert check(service).complaints == []
+
+
+def reverse_it(batch: list[int]) -> list[int]:
+    return double(batch)[::-1]
+
+
+def depend_on_company(batch: list[int]) -> list[int]:
+    return [item + len(batch) for item in batch]
+
+
+def fail_in_company(batch: list[int]) -> list[int]:
+    if len(batch) > 1:
+        raise ValueError("only one at a time")
+    return double(batch)
+
+
+def drop_one(batch: list[int]) -> list[int]:
+    return double(batch)[: max(1, len(batch) - 1)]
+
+
+@pytest.mark.parametrize(
+    ("fn", "complaint"),
+    [
+        pytest.param(reverse_it, "in a batch of 2, place 0: another answer than alone", id="order"),
+        pytest.param(
+            depend_on_company, "in a batch of 2, place 0: another answer than alone", id="company"
+        ),
+    ],
+)
+def test_answers_must_not_depend_on_their_company(
+    fn: Callable[[list[int]], list[int]], complaint: str
+) -> None:
+    report = check(service_of(fn, warmup_batch_size=1))
+    assert complaint in report.complaints
+    assert list(report.lines())[-1] == "the contract is broken"
+
+
+def test_a_wrong_number_of_results_is_a_complaint() -> None:
+    report = check(service_of(drop_one, warmup_batch_size=1))
+    assert any("status 500, alone it is answered" in one for one in report.complaints)
+
+
+def test_an_item_that_only_a_batch_accepts_is_a_complaint() -> None:
+    calls: list[int] = []
+
+    def refuse_the_second_call(batch: list[int]) -> list[Any]:
+        calls.append(len(batch))
+        is_alone = len(calls) > 1 and len(batch) == 1
+        return [ValueError("alone")] if is_alone else double(batch)
+
+    report = check(service_of(refuse_the_second_call, warmup_batch_size=1, examples=[1]))
+    assert any("answered, alone it is rejected with 500" in one for one in report.complaints)
+
+
+def test_a_batch_function_that_isolates_itself_keeps_the_contract() -> None:
+    """It raises for company, is called again for each, and so nobody notices."""
+    assert check(service_of(fail_in_company)).complaints == []
+
+
+def test_without_examples_there_is_nothing_to_try() -> None:
+    service = Service("mute", request=int, response=int)
+    service.add_stage("infer", double, batch=True)
+    with pytest.raises(ConfigError, match=r"service 'mute' has no example to try; give it one"):
+        check(service)
+
+
+def test_one_example_says_nothing_about_order() -> None:
+    report = check(service_of(double, examples=[1]))
+    assert report.remarks[0] == (
+        "with one example the order of answers cannot be checked; give two"
+    )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "advice"),
+    [
+        pytest.param(
+            lambda size: size * 0.01,
+            "batching gains only 1.00 ×: a plain @service.infer would do as well",
+            id="no-gain",
+        ),
+        pytest.param(
+            lambda size: 0.01,
+            "batching gains 8.0 ×, and a batch of 8 reaches 90% of it:"
+            " max_batch_size=8 keeps answers quick",
+            id="free-company",
+        ),
+        pytest.param(
+            lambda size: 0.01 * max(1.0, size / 4),
+            "batching gains 4.0 ×, and a batch of 4 reaches 90% of it:"
+            " max_batch_size=4 keeps answers quick",
+            id="plateau",
+        ),
+    ],
+)
+def test_advice_comes_from_the_measured_batches(
+    seconds: Callable[[int], float], advice: str
+) -> None:
+    clock = Clock()
+
+    def work(batch: list[int]) -> list[int]:
+        clock.now += seconds(len(batch))
+        return double(batch)
+
+    assert advice in check(service_of(work), clock=clock).remarks
+
+
+def test_a_batch_that_outlasts_the_timeout_is_told() -> None:
+    clock = Clock()
+
+    def work(batch: list[int]) -> list[int]:
+        clock.now += len(batch)
+        return double(batch)
+
+    report = check(service_of(work, timeout=5), clock=clock)
+    assert (
+        "a batch of 8 takes 8 s, longer than the timeout of 5 s;"
+        " raise timeout or lower max_batch_size"
+    ) in report.remarks
+
+
+def test_the_report_is_a_table() -> None:
+    report = Report(["it lies"], ["be careful"], [Timing(2, 0.004), Timing(4, 0.0)])
+    assert list(report.lines()) == [
+        "batch size    ms/batch     ms/item     items/s",
+        "         2       4.000       2.000         500",
+        "         4       0.000       0.000         inf",
+        "note: be careful",
+        "BROKEN: it lies",
+        "the contract is broken",
+    ]

@@ -1,0 +1,160 @@
+"""What stands around the routes of a service is found before ``serve`` skips it."""
+
+import re
+from typing import Any
+
+import pytest
+from flask import Blueprint, Flask
+
+from ventu_lite import RegistrationError, Service
+from ventu_lite.batching.hooks import prefixes_of, skipped_by_serve
+from ventu_lite.blueprint import services_of
+
+
+def make_service(name: str = "cats") -> Service:
+    service = Service(name, request=int, response=int)
+    service.infer(lambda item: item)
+    return service
+
+
+def skipped(app: Flask, name: str = "cats") -> list[str]:
+    return list(skipped_by_serve(app, services_of(app)[name]))
+
+
+def own_app(*, name: str = "cats", **options: Any) -> Flask:
+    app = Flask("own")
+    app.register_blueprint(make_service(name).blueprint, **options)
+    return app
+
+
+def test_our_own_app_has_nothing() -> None:
+    assert skipped(make_service().app) == []
+
+
+def test_an_own_app_with_other_routes_has_nothing() -> None:
+    app = own_app(url_prefix="/cats")
+    app.add_url_rule("/", "mine", lambda: "mine")
+    app.add_url_rule("/health", "my health", lambda: "mine")
+    other = Blueprint("other", __name__)
+    other.before_request(lambda: None)
+    other.errorhandler(500)(lambda exc: "mine")
+    app.register_blueprint(other)
+    app.register_error_handler(404, lambda exc: "mine")  # our routes never say that
+    app.register_error_handler(ValueError, lambda exc: "mine")
+    app.teardown_appcontext(lambda exc: None)  # there is no context to end
+    assert skipped(app) == []
+
+
+def mine(*args: Any) -> Any:
+    """Stand around a route."""
+
+
+@pytest.mark.parametrize(
+    ("place", "method"),
+    [
+        ("before_request", "before_request"),
+        ("after_request", "after_request"),
+        ("teardown_request", "teardown_request"),
+        ("url_value_preprocessor", "url_value_preprocessor"),
+    ],
+)
+@pytest.mark.parametrize("owner", ["app", "blueprint", "outer", "app of blueprint"])
+def test_a_hook_is_found(place: str, method: str, owner: str) -> None:
+    app, blueprint = Flask("own"), make_service().blueprint
+    outer = Blueprint("outer", __name__)
+    if owner == "app of blueprint":
+        app_method = method.replace("before_", "before_app_").replace("after_", "after_app_")
+        app_method = app_method.replace("teardown_", "teardown_app_").replace("url_", "app_url_")
+        getattr(outer, app_method)(mine)
+    else:
+        getattr({"app": app, "blueprint": blueprint, "outer": outer}[owner], method)(mine)
+    outer.register_blueprint(blueprint)
+    app.register_blueprint(outer, url_prefix="/outer")
+    (found,) = skipped(app)
+    assert re.fullmatch(place + r" mine \(.*test_hooks.py:\d+\)", found)
+
+
+@pytest.mark.parametrize("error", [405, 500, Exception])
+def test_an_error_handler_is_found(error: Any) -> None:
+    app = own_app()
+    app.register_error_handler(error, mine)
+    (found,) = skipped(app)
+    assert re.match(r"error handler mine \(.*test_hooks.py:\d+\) for ", found)
+
+
+def test_middleware_is_found() -> None:
+    class Middleware:
+        def __init__(self, app: Any) -> None:
+            self.app = app
+
+        def __call__(self, environ: Any, start_response: Any) -> Any:
+            return self.app(environ, start_response)
+
+    app = own_app()
+    app.wsgi_app = Middleware(app.wsgi_app)  # type: ignore[method-assign]
+    (found,) = skipped(app)
+    assert re.match(r"wsgi_app .*Middleware \(.*test_hooks.py:\d+\)", found)
+
+
+@pytest.mark.parametrize("endpoint", ["inference", "health", "metrics"])
+def test_a_replaced_view_is_found(endpoint: str) -> None:
+    app = own_app()
+    name = f"ventu_cats.{endpoint}"
+    app.view_functions[name] = mine
+    (found,) = skipped(app)
+    assert re.fullmatch(rf"view mine \(.*\) of {name}", found)
+
+
+def test_a_route_that_flask_takes_in_place_of_ours_is_found() -> None:
+    app = Flask("own")
+    app.get("/health")(mine)
+    app.register_blueprint(make_service().blueprint)
+    (found,) = skipped(app)
+    assert re.match(r"route /health of mine \(", found)
+
+
+def test_all_that_is_found_is_told() -> None:
+    app = own_app()
+    app.before_request(mine)
+    app.after_request(lambda response: response)
+    assert [one.partition(" ")[0] for one in skipped(app)] == ["before_request", "after_request"]
+
+
+# ------------------------------------------------------------------------------------- places
+
+
+def prefixes(app: Flask) -> list[str]:
+    return prefixes_of(app, services_of(app)["cats"])
+
+
+@pytest.mark.parametrize(
+    ("prefix", "place"),
+    [(None, ""), ("/cats", "/cats"), ("/cats/", "/cats"), ("/a b/é", "/a%20b/%C3%A9")],
+)
+def test_a_place_is_what_clients_write(prefix: str | None, place: str) -> None:
+    assert prefixes(own_app(url_prefix=prefix)) == [place]
+
+
+def test_all_places_of_a_service_are_known() -> None:
+    app, blueprint = Flask("own"), make_service().blueprint
+    app.register_blueprint(blueprint, url_prefix="/v1")
+    app.register_blueprint(blueprint, url_prefix="/v2", name="second")
+    outer = Blueprint("outer", __name__, url_prefix="/outer")
+    outer.register_blueprint(blueprint, url_prefix="/v3")
+    app.register_blueprint(outer)
+    assert prefixes(app) == ["/v1", "/v2", "/outer/v3"]
+    assert skipped(app) == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({"url_prefix": "/<language>"}, id="variable"),
+        pytest.param({"subdomain": "cats"}, id="subdomain"),
+    ],
+)
+def test_a_place_that_is_no_plain_path_is_refused(options: dict[str, str]) -> None:
+    app = own_app(**options)
+    with pytest.raises(RegistrationError, match="`serve` cannot answer /.*must be a plain path"):
+        prefixes(app)
+    assert skipped(app) == []

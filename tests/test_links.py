@@ -1,0 +1,364 @@
+"""Worker connections: what they tell the dispatcher, and what they are cut off for."""
+
+import asyncio
+import hmac
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any, cast
+
+import pytest
+from msgpack import packb, unpackb
+
+from ventu_lite.addresses import Address, TCPAddress, UnixAddress
+from ventu_lite.batching import links as module
+from ventu_lite.batching.dispatcher import Dispatcher
+from ventu_lite.batching.http import run
+from ventu_lite.batching.links import Links, WorkerLink
+from ventu_lite.errors import ProtocolError
+from ventu_lite.protocol import Results
+
+READY = bytes(4)
+ID, OTHER = "a" * 36, "b" * 36
+
+
+class Recorder:
+    """A dispatcher that remembers what it was told; ``refuse`` makes it find fault."""
+
+    def __init__(self) -> None:
+        self.said: list[tuple[str, Any]] = []
+        self.refuse = False
+
+    def ready(self, link: WorkerLink) -> None:
+        self.said.append(("ready", link.is_ready))
+
+    def results(self, link: WorkerLink, results: Results) -> None:
+        if self.refuse:
+            raise ProtocolError("results while no batch is out")
+        self.said.append(("results", results.payloads))
+
+    def retire(self, link: WorkerLink) -> None:
+        self.said.append(("retire", None))
+
+    def lost(self, link: WorkerLink) -> None:
+        self.said.append(("lost", link.is_ready))
+
+
+class Stage:
+    """One worker's socket, and what is on the other side of it."""
+
+    def __init__(self, links: Links, dispatcher: Recorder, link: WorkerLink) -> None:
+        self.links, self.dispatcher, self.link = links, dispatcher, link
+        self.reader: asyncio.StreamReader
+        self.writer: asyncio.StreamWriter
+
+    async def says(self, data: bytes) -> None:
+        self.writer.write(data)
+        await self.writer.drain()
+
+    async def reads(self) -> dict[str, Any]:
+        """Return the next message to the worker."""
+        size = int.from_bytes(await self.reader.readexactly(4), "big")
+        message = unpackb(await self.reader.readexactly(size))
+        return cast(dict[str, Any], message)
+
+    async def told(self, *names: str) -> None:
+        """Wait until the dispatcher was told exactly these things."""
+        while [name for name, _ in self.dispatcher.said] != list(names):
+            assert len(self.dispatcher.said) <= len(names), self.dispatcher.said
+            await asyncio.sleep(0.001)
+
+    async def closed(self) -> None:
+        try:
+            assert await self.reader.read() == b""
+        except ConnectionResetError:
+            pass
+
+
+def frame(entries: dict[str, Any]) -> bytes:
+    body = packb(entries)
+    return len(body).to_bytes(4, "big") + body
+
+
+Test = Callable[[Stage], Awaitable[None]]
+
+
+def play(test: Test, address: Address | None = None, **options: Any) -> Recorder:
+    """Run ``test`` with one connected worker; return what the dispatcher was told."""
+    dispatcher = Recorder()
+
+    async def main() -> None:
+        links = Links(
+            cast(Dispatcher, dispatcher),
+            address=address or UnixAddress("s"),
+            max_message=10_000,
+            **options,
+        )
+        theirs, ours = socket.socketpair()
+        if isinstance(address, TCPAddress):
+            theirs.close()
+            ours.close()
+            with socket.create_server((address.host, 0)) as door:
+                theirs = socket.create_connection(door.getsockname())
+                ours, _ = door.accept()
+        ours.setblocking(False)
+        loop = asyncio.get_running_loop()
+        _, link = await loop.connect_accepted_socket(links, sock=ours)
+        stage = Stage(links, dispatcher, link)
+        stage.reader, stage.writer = await asyncio.open_connection(sock=theirs)
+        try:
+            await asyncio.wait_for(test(stage), 20)
+        finally:
+            links.close()
+            stage.writer.close()
+            try:
+                await stage.writer.wait_closed()
+            except ConnectionError:
+                pass
+
+    run(main())
+    return dispatcher
+
+
+def test_a_worker_gets_a_batch_and_answers_it() -> None:
+    async def test(worker: Stage) -> None:
+        assert (worker.links.ready, worker.link.is_ready) == (0, False)
+        await worker.says(READY)
+        await worker.told("ready")
+        assert worker.links.ready == 1
+        worker.link.send({ID: b"one", OTHER: b"two"})
+        assert await worker.reads() == {ID: b"one", OTHER: b"two"}
+        for byte in frame({ID: b"1", OTHER: "2"}):  # however it is cut
+            await worker.says(bytes([byte]))
+        await worker.told("ready", "results")
+        assert worker.dispatcher.said[1][1] == {ID: b"1", OTHER: b"2"}
+        assert repr(worker.link) == f"<worker at unix, process {os.getpid()}>"
+
+    assert play(test).said[-1] == ("lost", False)
+
+
+def test_changes_are_told_once_each(caplog: pytest.LogCaptureFixture) -> None:
+    async def test(worker: Stage) -> None:
+        await worker.says(READY)
+        await worker.told("ready")
+        worker.writer.close()
+        await worker.told("ready", "lost")
+        assert worker.links.ready == 0 and not worker.links.open
+        worker.link.close()  # nothing more comes of it
+        worker.link.cut_off("late")
+
+    with caplog.at_level(logging.INFO):
+        play(test)
+    name = f"<worker at unix, process {os.getpid()}>"
+    assert caplog.messages == [f"{name} is ready", f"{name} has left"]
+
+
+def test_a_worker_that_leaves_before_it_was_ready_is_no_change(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def test(worker: Stage) -> None:
+        worker.writer.close()
+        await worker.told("lost")
+
+    with caplog.at_level(logging.INFO):
+        play(test)
+    assert not caplog.messages
+
+
+def test_a_worker_on_another_machine_is_called_by_its_address() -> None:
+    async def test(worker: Stage) -> None:
+        assert worker.link.pid is None
+        host, port = worker.writer.get_extra_info("sockname")
+        assert repr(worker.link) == f"<worker at tcp, {host}:{port}>"
+        sock = worker.link._transport.get_extra_info("socket")  # type: ignore[union-attr]
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        worker.link.cut_off("slow")
+
+    play(test, TCPAddress("127.0.0.1", 0), kill=lambda pid: pytest.fail("whom?"))
+
+
+def test_a_worker_that_says_bye_is_let_go() -> None:
+    async def test(worker: Stage) -> None:
+        await worker.says(READY + frame({"ventu_lite": packb({"bye": True})}))
+        await worker.closed()
+        assert [name for name, _ in worker.dispatcher.said] == ["retire", "ready", "lost"]
+
+    play(test)
+
+
+def test_a_worker_whose_bye_comes_with_its_results_gets_no_further_batch() -> None:
+    """It was told to stop in the moment after it had answered."""
+
+    async def test(worker: Stage) -> None:
+        await worker.says(READY)
+        await worker.told("ready")
+        worker.link.send({ID: b"x"})
+        await worker.reads()
+        await worker.says(frame({ID: b"1"}) + frame({"ventu_lite": packb({"bye": True})}))
+        await worker.closed()
+        assert [name for name, _ in worker.dispatcher.said][1:] == ["retire", "results", "lost"]
+
+    play(test)
+
+
+def test_a_worker_answers_the_batch_that_crossed_with_its_bye() -> None:
+    async def test(worker: Stage) -> None:
+        await worker.says(READY)
+        await worker.told("ready")
+        worker.link.send({ID: b"x"})
+        await worker.reads()
+        await worker.says(frame({"ventu_lite": packb({"bye": True})}))
+        await worker.told("ready", "retire")
+        await worker.says(frame({ID: b"1"}))
+        await worker.closed()
+        assert [name for name, _ in worker.dispatcher.said][2:] == ["retire", "results", "lost"]
+
+    play(test)
+
+
+@pytest.mark.parametrize(
+    ("data", "complaint"),
+    [
+        pytest.param(READY + READY, "", id="ready twice"),
+        pytest.param(READY + frame({ID: b"1"}), "", id="results without a batch"),
+        pytest.param(frame({ID: b"1"}), "", id="results before ready"),
+        pytest.param(b"GET / HTTP/1.1\r\n\r\n", "expected at most 10000", id="HTTP"),
+        pytest.param(b"\xff\xff\xff\xff", "", id="negative length"),
+        pytest.param(b"\0\0\0\1\xc1", "", id="no msgpack"),
+        pytest.param(b"\0\0\0\5hel", "inside a frame", id="ends in a message"),
+    ],
+)
+def test_a_worker_that_breaks_the_protocol_is_cut_off_and_told_of_once(
+    caplog: pytest.LogCaptureFixture, data: bytes, complaint: str
+) -> None:
+    async def test(worker: Stage) -> None:
+        await worker.says(data)
+        if complaint == "inside a frame":
+            worker.writer.write_eof()
+        await worker.closed()
+        assert worker.dispatcher.said[-1] == ("lost", False)
+
+    play(test)
+    (said,) = caplog.messages
+    assert "broke the protocol, its connection is closed: " in said
+    assert complaint in said
+
+
+def test_what_the_queue_does_not_accept_is_a_fault_too(caplog: pytest.LogCaptureFixture) -> None:
+    async def test(worker: Stage) -> None:
+        worker.dispatcher.refuse = True
+        await worker.says(READY)
+        await worker.told("ready")
+        worker.link.send({ID: b"x"})
+        await worker.says(frame({ID: b"1"}))
+        await worker.told("ready", "lost")
+
+    play(test, on_change=lambda link: None)
+    (said,) = caplog.messages
+    assert said.endswith("its connection is closed: results while no batch is out")
+
+
+def test_events_behind_a_farewell_are_not_heard() -> None:
+    async def test(worker: Stage) -> None:
+        await worker.told()
+        worker.link.cut_off("reasons")
+        worker.link.data_received(READY)
+        worker.link._no_proof()
+
+    assert play(test).said == []
+
+
+def test_a_worker_that_is_cut_off_is_killed_if_it_is_of_this_machine(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    killed: list[int] = []
+
+    async def test(worker: Stage) -> None:
+        await worker.says(READY)
+        await worker.told("ready")
+        worker.link.cut_off("it held a batch for too long")
+        await worker.closed()
+        await worker.told("ready")  # who cuts it off knows that it is lost
+
+    play(test, kill=killed.append)
+    assert killed == [os.getpid()]
+    assert "process" in caplog.text and "is cut off: it held a batch for too long" in caplog.text
+
+
+# ------------------------------------------------------------------------------- the secret
+
+
+def proof(secret: bytes, nonce: bytes) -> bytes:
+    return frame({"ventu_lite": packb({"proof": hmac.digest(secret, nonce, "sha256")})})
+
+
+async def challenge(worker: Stage) -> bytes:
+    await worker.says(READY)
+    (packed,) = (await worker.reads()).values()
+    nonce = unpackb(packed)["challenge"]
+    assert len(nonce) == 32
+    return cast(bytes, nonce)
+
+
+def test_a_worker_that_proves_the_secret_is_ready() -> None:
+    async def test(worker: Stage) -> None:
+        nonce = await challenge(worker)
+        assert not worker.dispatcher.said
+        await worker.says(proof(b"hush", nonce))
+        await worker.told("ready")
+        assert worker.link._proof_timer is None
+
+    play(test, secret="hush")
+
+
+@pytest.mark.parametrize("answer", [b"", READY], ids=["a wrong proof", "ready again"])
+def test_any_other_answer_ends_the_connection_without_a_word(answer: bytes) -> None:
+    async def test(worker: Stage) -> None:
+        nonce = await challenge(worker)
+        await worker.says(answer or proof(b"loud", nonce))
+        await worker.closed()
+        assert [name for name, _ in worker.dispatcher.said] == ["lost"]
+
+    play(test, secret="hush")
+
+
+@pytest.mark.parametrize("says", [b"", READY], ids=["nothing", "only ready"])
+def test_no_answer_ends_the_connection_after_a_while(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, says: bytes
+) -> None:
+    monkeypatch.setattr(module, "PROOF_TIMEOUT", 0.05)
+
+    async def test(worker: Stage) -> None:
+        await worker.says(says)
+        if says:
+            await worker.reads()
+        await worker.closed()
+
+    play(test, secret="hush")
+    (said,) = caplog.messages
+    assert "no proof of the worker secret within 0.05 s" in said
+
+
+def test_a_worker_that_leaves_before_its_proof_leaves_no_timer() -> None:
+    async def test(worker: Stage) -> None:
+        timer = worker.link._proof_timer
+        assert timer is not None
+        worker.writer.close()
+        await worker.told("lost")
+        assert timer.cancelled()
+
+    play(test, secret="hush")
+
+
+def test_a_system_that_does_not_tell_who_connects_is_lived_with(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delattr(socket, "SO_PEERCRED", raising=False)
+
+    async def test(worker: Stage) -> None:
+        assert worker.link.pid is None
+        assert repr(worker.link) == "<worker at unix>"
+
+    play(test)

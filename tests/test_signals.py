@@ -1,0 +1,64 @@
+"""What SIGTERM and SIGINT do while a process starts, and while an event loop runs."""
+
+import asyncio
+import os
+import signal
+
+import pytest
+
+from ventu_lite.batching.http import run
+from ventu_lite.signals import Stopped, StopSignals, ended_by_signals
+
+SIGNALS = [signal.SIGTERM, signal.SIGINT]
+
+
+@pytest.mark.parametrize("signum", SIGNALS)
+def test_a_signal_leaves_the_block(signum: int) -> None:
+    old = signal.getsignal(signum)
+    went_on = []
+    with ended_by_signals():
+        os.kill(os.getpid(), signum)
+        went_on.append(True)
+    assert not went_on
+    assert signal.getsignal(signum) is old
+
+
+def test_the_same_signal_again_kills() -> None:
+    with ended_by_signals():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except Stopped:
+            assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_another_exception_is_let_through() -> None:
+    with pytest.raises(KeyError), ended_by_signals():
+        raise KeyError
+
+
+@pytest.mark.parametrize("signum", SIGNALS)
+def test_the_first_signal_in_a_loop_asks(signum: int) -> None:
+    async def main() -> int:
+        with StopSignals() as signals:
+            signals.on_second(lambda: pytest.fail("too early"))
+            os.kill(os.getpid(), signum)
+            await asyncio.wait_for(signals.wait(), 10)
+            return signals.exit_code
+
+    assert run(main()) == 0
+
+
+def test_the_second_signal_in_a_loop_hurries() -> None:
+    async def main() -> int:
+        hurry = asyncio.Event()
+        with StopSignals() as signals:
+            signals.on_second(hurry.set)
+            os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.wait_for(signals.wait(), 10)
+            os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.wait_for(hurry.wait(), 10)
+            assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+            return signals.exit_code
+
+    assert run(main()) == 128 + signal.SIGTERM

@@ -1,0 +1,168 @@
+"""What a service with examples says of its health: it really runs them, but not too often."""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import pytest
+
+from ventu_lite import Service
+from ventu_lite.addresses import UnixAddress
+from ventu_lite.batching.dispatcher import Dispatcher
+from ventu_lite.batching.http import run
+from ventu_lite.batching.jobs import Failure
+from ventu_lite.batching.probing import ProbingStatus
+from ventu_lite.batching.server import BatchingService, Options
+from ventu_lite.config import Config
+from ventu_lite.errors import QueueFull
+from ventu_lite.runtime import HEALTH_CACHE
+
+Health = tuple[bool, dict[str, str]]
+
+
+class Jobs:
+    """A dispatcher that keeps what it is given; ``now`` is the time."""
+
+    def __init__(self) -> None:
+        self.waiting: list[Any] = []
+        self.is_full = False
+        self.now = 100.0
+
+    def clock(self) -> float:
+        return self.now
+
+    def add(self, job: Any) -> None:
+        if self.is_full:
+            raise QueueFull("8 jobs wait already")
+        self.waiting.append(job)
+
+    def answer(self, *bodies: bytes) -> None:
+        """Answer the waiting jobs, oldest first."""
+        waiting, self.waiting = self.waiting, []
+        for job, body in zip(waiting, bodies, strict=True):
+            job.answered(200, body, b"")
+
+
+class Place:
+    """A status, the jobs that it queues, and the answers that were given."""
+
+    def __init__(self, examples: list[Any]) -> None:
+        self.jobs = Jobs()
+        self.answers: list[Health] = []
+        options = Options("x", [UnixAddress("s")])
+        service = BatchingService(Config(timeout=5), options, self._make)
+        service.dispatcher = cast(Dispatcher, self.jobs)
+        registry = Service("probed", request=int, response=int, examples=examples)
+        registry.infer(lambda item: item)
+        self.status = ProbingStatus(service, registry.compose().probes)
+        service.links[0].open = cast(Any, [self])  # the one worker
+        self.is_ready = True
+
+    def _make(self, service: BatchingService) -> Any:
+        return None
+
+    def ask(self) -> None:
+        self.status.health(lambda ok, body: self.answers.append((ok, body)))
+
+    def said(self) -> list[tuple[bool, str, str]]:
+        """Return and forget the answers that were given."""
+        answers, self.answers = self.answers, []
+        assert all(body["service"] == "OK" for _, body in answers)
+        return [(ok, body["inference"], body.get("detail", "")) for ok, body in answers]
+
+
+def play(test: Callable[[Place], None], *examples: Any) -> None:
+    async def main() -> None:
+        test(Place(list(examples)))
+
+    run(main())
+
+
+GOOD = (True, "OK", "")
+
+
+def test_the_examples_run_as_jobs() -> None:
+    def test(place: Place) -> None:
+        place.ask()
+        (one, two) = place.jobs.waiting
+        assert (one.payload, two.payload) == (b"1", b"2")
+        assert (len(one.id), one.queued_at, one.deadline) == (36, 100.0, 105.0)
+        assert one.id != two.id
+        assert place.said() == []
+        place.jobs.answer(b"10", b"anything")
+        assert place.said() == [GOOD]
+
+    play(test, (1, 10), 2)
+
+
+def test_a_result_is_kept_for_a_moment_and_shared() -> None:
+    def test(place: Place) -> None:
+        place.ask()
+        place.ask()
+        assert len(place.jobs.waiting) == 1
+        place.jobs.answer(b"1")
+        place.jobs.now += HEALTH_CACHE
+        place.ask()
+        assert place.said() == [GOOD] * 3
+        place.jobs.now += 0.1
+        place.ask()
+        assert len(place.jobs.waiting) == 1
+
+    play(test, 1)
+
+
+def test_another_answer_than_expected_is_an_error() -> None:
+    def test(place: Place) -> None:
+        place.ask()
+        place.jobs.answer(b"1", b"3")
+        detail = "example 1: the answer differs from the expected one"
+        assert place.said() == [(False, "Error", detail)]
+
+    play(test, 1, (2, 2))
+
+
+@pytest.mark.parametrize(
+    ("fail", "detail"),
+    [
+        (lambda job: job.answered(422, b"{}", b""), "example 0: status 422"),
+        (lambda job: job.failed(Failure(504, "expired", "too late")), "status 504: too late"),
+    ],
+)
+def test_an_example_that_fails_is_an_error(fail: Callable[[Any], None], detail: str) -> None:
+    def test(place: Place) -> None:
+        place.ask()
+        for job in place.jobs.waiting:
+            fail(job)
+        ((ok, inference, said),) = place.said()
+        assert (ok, inference) == (False, "Error")
+        assert detail in said
+
+    play(test, 1, 2)
+
+
+def test_a_full_queue_is_an_error() -> None:
+    def test(place: Place) -> None:
+        place.jobs.is_full = True
+        place.ask()
+        assert place.said() == [(False, "Error", "example 0: 8 jobs wait already")]
+
+    play(test, 1, 2)
+
+
+def test_without_an_example_nothing_is_known() -> None:
+    def test(place: Place) -> None:
+        place.ask()
+        ((ok, inference, detail),) = place.said()
+        assert (ok, inference) == (True, "Unknown")
+        assert "there is no example to run" in detail
+
+    play(test)
+
+
+def test_without_a_worker_no_example_is_run() -> None:
+    def test(place: Place) -> None:
+        place.is_ready = False
+        place.ask()
+        assert place.said() == [(False, "Error", "no worker is connected")]
+        assert not place.jobs.waiting
+
+    play(test, 1)

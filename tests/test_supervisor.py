@@ -1,0 +1,255 @@
+"""The supervisor, with tiny processes in place of workers."""
+
+import asyncio
+import logging
+import os
+import re
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+from processes import TIMEOUT, short_directory
+
+from ventu_lite.batching.http import run
+from ventu_lite.supervisor import Supervisor, next_delay
+
+# Appends a line to the file "log" and waits for its end; SIGTERM is answered unless "deaf" exists.
+WORKER = """
+import os, signal, sys, time
+say = lambda text: os.write(log, f"{os.getpid()} {text}\\n".encode())
+log = os.open("log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+if os.path.exists("deaf"): signal.signal(signal.SIGTERM, signal.SIG_IGN)
+say(" ".join(["started", os.environ.get("CUDA_VISIBLE_DEVICES", "-"), os.environ.get("X", "-"),
+              str(os.getsid(0) == os.getpid())]))
+if os.path.exists("fail"): sys.exit(7)
+while True: time.sleep(60)
+"""
+
+
+@pytest.fixture
+def directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The working directory."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with short_directory() as path:
+        monkeypatch.chdir(path)
+        yield path
+
+
+@pytest.mark.parametrize(
+    ("delays", "was_ready"),
+    [
+        pytest.param([-1, 0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0], False, id="never-ready"),
+        pytest.param([30.0, 0.0], True, id="was-ready"),
+    ],
+)
+def test_delays_grow_while_a_worker_does_not_get_ready(
+    delays: list[float], was_ready: bool
+) -> None:
+    for before, after in zip(delays, delays[1:], strict=False):
+        assert next_delay(before, was_ready=was_ready) == after
+
+
+def make(count: int = 1, **options: object) -> Supervisor:
+    return Supervisor([sys.executable, "-c", WORKER], count, **options)  # type: ignore[arg-type]
+
+
+async def started(count: int) -> list[tuple[int, list[str]]]:
+    """Wait until so many workers have started; return the process and the words of each."""
+    path = Path("log")
+    while True:
+        lines = path.read_text().splitlines() if path.exists() else []
+        if len(lines) >= count:
+            return [(int(pid), words) for pid, _, *words in map(str.split, lines)]
+        await asyncio.sleep(0.01)
+
+
+def main(test: Callable[[], Awaitable[None]]) -> None:
+    async def bounded() -> None:
+        await asyncio.wait_for(test(), TIMEOUT)
+
+    run(bounded())
+
+
+def test_workers_get_devices_in_turn_variables_and_a_session_of_their_own(directory: Path) -> None:
+    async def test() -> None:
+        supervisor = make(3, devices=["4", "7"], environment={"X": "y"})
+        supervisor.start()
+        workers = await started(3)
+        assert sorted(words for _, words in workers) == [
+            ["4", "y", "True"],
+            ["4", "y", "True"],
+            ["7", "y", "True"],
+        ]
+        await supervisor.stop()
+        for pid, _ in workers:
+            assert_gone(pid)
+
+    main(test)
+
+
+def assert_gone(pid: int) -> None:
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_a_worker_that_was_ready_is_started_again_at_once(
+    directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test() -> None:
+        ended: list[tuple[int, bool]] = []
+        supervisor = make(on_end=lambda pid, was_ready: ended.append((pid, was_ready)))
+        supervisor.start()
+        ((first, words),) = await started(1)
+        assert words == ["-", "-", "True"]
+        assert supervisor.worker_is_ready(first)
+        supervisor.kill(os.getpid())  # none of ours
+        supervisor.kill(first)
+        (_, (second, _)) = await started(2)
+        assert ended == [(first, True)]
+        assert_gone(first)
+        await supervisor.stop()
+        assert ended == [(first, True), (second, False)]
+
+    with caplog.at_level(logging.INFO):
+        main(test)
+    ready, again = caplog.messages
+    assert re.fullmatch(r"worker 1, process \d+, is ready after \d\.\d\d s", ready)
+    assert re.fullmatch(
+        r"worker 1 \(process \d+\) was killed by SIGKILL after \d\.\d s;"
+        " it is started again at once",
+        again,
+    )
+
+
+def test_a_worker_that_cannot_start_is_tried_for_ever(
+    directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (directory / "fail").touch()
+
+    async def test() -> None:
+        supervisor = make()
+        supervisor.start()
+        await started(3)
+        (directory / "fail").unlink()
+        (*_, (pid, _)) = await started(4)
+        assert supervisor.worker_is_ready(pid)
+        await supervisor.stop()
+
+    main(test)
+    said = "ended with exit code 7 after .* before it was ready; it is started again"
+    assert re.search(f"{said} at once", caplog.messages[0])
+    assert re.search(f"{said} in 0.5 s", caplog.messages[1])
+    assert re.search(f"{said} in 1 s", caplog.messages[2])
+
+
+def test_a_delay_is_no_reason_to_stop_late(directory: Path) -> None:
+    (directory / "fail").touch()
+
+    async def test() -> None:
+        supervisor = make()
+        supervisor.start()
+        await started(3)
+        await supervisor.stop()
+
+    main(test)
+
+
+def test_a_command_that_cannot_be_run_is_tried_again(
+    directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test() -> None:
+        supervisor = Supervisor(["./nothing"], 1)
+        supervisor.start()
+        while len(caplog.messages) < 2:
+            await asyncio.sleep(0.01)
+        await supervisor.stop()
+
+    main(test)
+    said = "worker 1 cannot be started: No such file or directory; it is started again"
+    assert caplog.messages[:2] == [f"{said} at once", f"{said} in 0.5 s"]
+
+
+def test_trouble_after_a_workers_end_does_not_keep_the_next_from_starting(
+    directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def trouble(pid: int, was_ready: bool) -> None:
+        raise OSError("disk full")
+
+    async def test() -> None:
+        supervisor = make(on_end=trouble)
+        supervisor.start()
+        ((pid, _),) = await started(1)
+        supervisor.kill(pid)
+        await started(2)
+        await supervisor.stop()
+
+    main(test)
+    assert "what worker 1 has left cannot be cleared away" in caplog.messages
+
+
+def test_a_worker_that_does_not_end_is_killed(
+    directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (directory / "deaf").touch()
+
+    async def test() -> None:
+        supervisor = make(2, patience=0.1)
+        supervisor.start()
+        workers = await started(2)
+        await supervisor.stop()
+        for pid, _ in workers:
+            assert_gone(pid)
+
+    main(test)
+    assert caplog.messages == ["2 worker(s) did not end in time and are killed"]
+
+
+def test_all_can_be_killed_at_once(directory: Path) -> None:
+    (directory / "deaf").touch()
+
+    async def test() -> None:
+        supervisor = make(2)
+        supervisor.start()
+        workers = await started(2)
+        supervisor.kill_all()
+        await supervisor.stop()
+        for pid, _ in workers:
+            assert_gone(pid)
+
+    main(test)
+
+
+def test_a_worker_that_is_being_started_when_the_end_comes_ends_too(directory: Path) -> None:
+    async def test() -> None:
+        supervisor = make()
+        supervisor.start()
+        await asyncio.sleep(0)  # now the slot waits for the system to start it
+        await supervisor.stop()
+
+    main(test)
+
+
+def test_what_was_never_started_is_stopped_at_once() -> None:
+    async def test() -> None:
+        supervisor = make()
+        await supervisor.stop()
+        assert not supervisor.worker_is_ready(os.getpid())
+        assert not supervisor.worker_is_ready(None)
+
+    main(test)
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (0, "ended with exit code 0"),
+        (-signal.SIGSEGV, "was killed by SIGSEGV"),
+        (-99, "was killed by signal 99"),
+    ],
+)
+def test_how_a_process_has_ended_is_told(code: int, said: str) -> None:
+    from ventu_lite.supervisor import _how
+
+    assert _how(code) == said

@@ -1,0 +1,389 @@
+"""The user's own routes behind our HTTP connections: as under any WSGI server."""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, NamedTuple
+
+import pytest
+from flask import Flask, Response, abort, jsonify, redirect, request, url_for
+
+from ventu_lite.batching import wsgi
+from ventu_lite.batching.http import run
+from ventu_lite.batching.http_head import Head, read_head
+from ventu_lite.batching.http_request import Request
+from ventu_lite.batching.wsgi import WSGIRoutes
+
+
+class Answer(NamedTuple):
+    """What a route has said."""
+
+    status: int
+    headers: list[tuple[str, str]]
+    body: bytes
+
+    def all(self, name: str) -> list[str]:
+        return [value for key, value in self.headers if key == name]
+
+
+class Asked(Request):
+    """A request that keeps its answer."""
+
+    def __init__(self, head: Head, body: bytes = b"") -> None:
+        self.head = head
+        self.body = body
+        self.is_gone = False
+        self.is_answered = asyncio.Event()
+        self.said: Answer | None = None
+
+    @property
+    def peer(self) -> str:
+        return "192.0.2.7"
+
+    def respond(self, status: int, headers: bytes = b"", body: bytes = b"") -> None:
+        lines = [line.partition(": ") for line in headers.decode("latin-1").split("\r\n") if line]
+        self.said = Answer(status, [(name, value) for name, _, value in lines], body)
+        self.is_answered.set()
+
+
+def make_request(head: str, body: bytes = b"") -> Asked:
+    """Return a request; line breaks in ``head`` are those of the head."""
+    text = head.strip("\n")
+    if "host:" not in text.lower():
+        text += "\nHost: cats.example:81"
+    if body and "Content-Length" not in text:
+        text += f"\nContent-Length: {len(body)}"
+    return Asked(read_head(text.replace("\n", "\r\n").encode("latin-1") + b"\r\n\r\n"), body)
+
+
+async def answer_to(routes: WSGIRoutes, made: Asked) -> Answer:
+    routes(made)
+    await asyncio.wait_for(made.is_answered.wait(), 20)
+    assert made.said is not None
+    return made.said
+
+
+def ask(app: Any, head: str, body: bytes = b"") -> Answer:
+    """Ask an app once."""
+
+    async def main() -> Answer:
+        routes = WSGIRoutes(app, "localhost")
+        routes.port = 8000
+        try:
+            return await answer_to(routes, make_request(head, body))
+        finally:
+            routes.close()
+
+    return run(main())
+
+
+def make_app() -> Flask:
+    app = Flask("own")
+
+    @app.route("/environ/<path:rest>", methods=["GET", "POST", "PUT"])
+    @app.route("/environ", methods=["GET", "POST", "PUT"])
+    def environ(rest: str = "") -> Response:
+        kept = {k: v for k, v in request.environ.items() if isinstance(v, (str, bool))}
+        return jsonify(kept | {"rest": rest, "args": request.args.to_dict(flat=False)})
+
+    @app.get("/cookies")
+    def cookies() -> Response:
+        response = jsonify(dict(request.cookies))
+        response.set_cookie("a", "1")
+        response.set_cookie("b", "2", httponly=True)
+        return response
+
+    @app.get("/size/<int:size>")
+    def size(size: int) -> bytes:
+        return b"x" * size
+
+    @app.post("/echo")
+    def echo() -> bytes:
+        return request.get_data()
+
+    @app.get("/status/<int:status>")
+    def status(status: int) -> tuple[str, int]:
+        return "", status
+
+    @app.get("/there")
+    def there() -> Any:
+        return redirect(url_for("there", _external=True))
+
+    @app.get("/fail")
+    def fail() -> str:
+        raise KeyError("my secret")
+
+    @app.get("/abort")
+    def refuse() -> str:
+        abort(418)
+
+    @app.get("/stream")
+    def stream() -> Iterator[str]:
+        yield "one "
+        yield "two"
+
+    @app.get("/say")
+    def say() -> str:
+        print("careful", file=request.environ["wsgi.errors"])
+        return request.remote_addr or ""
+
+    return app
+
+
+def test_the_environment_is_that_of_pep_3333() -> None:
+    answer = ask(
+        make_app(),
+        "PUT /environ/caf%C3%A9%2Fbar?x=1&x=%20y HTTP/1.1\n"
+        "Content-Type: text/plain\nX-Many: 1\nX-Many: 2\nCookie: a=1\nCookie: b=2",
+        b"body",
+    )
+    seen = Flask("json").json.loads(answer.body)
+    assert seen["rest"] == "café/bar"
+    assert seen["args"] == {"x": ["1", " y"]}
+    expected = {
+        "REQUEST_METHOD": "PUT",
+        "SCRIPT_NAME": "",
+        "PATH_INFO": "/environ/caf\xc3\xa9/bar",
+        "QUERY_STRING": "x=1&x=%20y",
+        "RAW_URI": "/environ/caf%C3%A9%2Fbar?x=1&x=%20y",
+        "SERVER_NAME": "localhost",
+        "SERVER_PORT": "8000",
+        "SERVER_PROTOCOL": "HTTP/1.1",
+        "REMOTE_ADDR": "192.0.2.7",
+        "CONTENT_TYPE": "text/plain",
+        "CONTENT_LENGTH": "4",
+        "HTTP_HOST": "cats.example:81",
+        "HTTP_X_MANY": "1,2",
+        "HTTP_COOKIE": "a=1; b=2",
+        "wsgi.url_scheme": "http",
+        "wsgi.multithread": True,
+    }
+    assert {key: seen.get(key) for key in expected} == expected
+    assert "HTTP_CONTENT_TYPE" not in seen and "HTTP_CONTENT_LENGTH" not in seen
+
+
+def test_names_with_underscores_do_not_pass_for_others() -> None:
+    answer = ask(make_app(), "GET /environ HTTP/1.1\nX_Forwarded_For: 1.2.3.4\nX-Real: yes")
+    seen = Flask("json").json.loads(answer.body)
+    assert seen["HTTP_X_REAL"] == "yes"
+    assert "HTTP_X_FORWARDED_FOR" not in seen
+    assert "CONTENT_LENGTH" not in seen
+
+
+def test_an_absolute_target_beats_the_host_header() -> None:
+    answer = ask(make_app(), "GET http://dogs.example/there HTTP/1.1\nHost: cats.example")
+    assert answer.all("Location") == ["http://dogs.example/there"]
+
+
+def test_urls_are_made_of_the_host_that_was_asked() -> None:
+    answer = ask(make_app(), "GET /there HTTP/1.1")
+    assert (answer.status, answer.all("Location")) == (302, ["http://cats.example:81/there"])
+
+
+def test_urls_without_a_host_are_made_of_the_address() -> None:
+    async def main() -> Answer:
+        routes = WSGIRoutes(make_app(), "localhost")
+        routes.port = 8000
+        answer = await answer_to(routes, Asked(read_head(b"GET /there HTTP/1.0\r\n\r\n")))
+        routes.close()
+        return answer
+
+    assert run(main()).all("Location") == ["http://localhost:8000/there"]
+
+
+def test_cookies_go_both_ways() -> None:
+    answer = ask(make_app(), "GET /cookies HTTP/1.1\nCookie: x=1; y=2")
+    assert Flask("json").json.loads(answer.body) == {"x": "1", "y": "2"}
+    assert answer.all("Set-Cookie") == ["a=1; Path=/", "b=2; HttpOnly; Path=/"]
+
+
+def test_bodies_may_be_large() -> None:
+    body = bytes(range(256)) * 40_000
+    assert ask(make_app(), "POST /echo HTTP/1.1", body).body == body
+
+
+def test_a_chunked_body_is_read() -> None:
+    made = make_request("POST /echo HTTP/1.1\nTransfer-Encoding: chunked")
+    made.body = b"joined"
+
+    async def main() -> Answer:
+        routes = WSGIRoutes(make_app(), "h")
+        answer = await answer_to(routes, made)
+        routes.close()
+        return answer
+
+    assert run(main()).body == b"joined"
+
+
+def test_the_answer_to_head_has_the_size_of_the_body() -> None:
+    answer = ask(make_app(), "HEAD /size/1000 HTTP/1.1")
+    assert len(answer.body) == 1000  # the connection sends the length alone
+    assert not answer.all("Content-Length")
+
+
+@pytest.mark.parametrize("status", [204, 304, 400, 599])
+def test_a_status_is_passed_on(status: int) -> None:
+    answer = ask(make_app(), f"GET /status/{status} HTTP/1.1")
+    assert (answer.status, answer.body) == (status, b"")
+
+
+@pytest.mark.parametrize(("path", "status"), [("/nowhere", 404), ("/abort", 418)])
+def test_errors_are_the_apps_own(path: str, status: int) -> None:
+    answer = ask(make_app(), f"GET {path} HTTP/1.1")
+    assert answer.status == status
+    assert answer.all("Content-Type") == ["text/html; charset=utf-8"]
+
+
+def test_an_exception_is_logged_and_answered(caplog: pytest.LogCaptureFixture) -> None:
+    answer = ask(make_app(), "GET /fail HTTP/1.1")
+    assert answer.status == 500
+    assert b"secret" not in answer.body
+    assert "KeyError: 'my secret'" in caplog.text
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, SystemExit])
+def test_an_app_that_fails_itself_is_logged_and_answered(
+    caplog: pytest.LogCaptureFixture, error: type[BaseException]
+) -> None:
+    def app(environ: Any, start_response: Any) -> Any:
+        raise error
+
+    answer = ask(app, "GET / HTTP/1.1")
+    assert answer.status == 500
+    assert answer.all("Content-Type") == ["application/problem+json"]
+    assert "the app failed on <Request b'GET' b'/'>" in caplog.text
+
+
+@pytest.mark.parametrize("value", ["a\r\nb: c", "a\nb", "a\0"])
+def test_a_header_with_a_line_break_is_an_error(value: str) -> None:
+    def app(environ: Any, start_response: Any) -> Any:
+        start_response("200 OK", [("X-Bad", value)])
+        return [b""]
+
+    assert ask(app, "GET / HTTP/1.1").status == 500
+
+
+def test_lines_of_our_connection_are_not_repeated() -> None:
+    def app(environ: Any, start_response: Any) -> Any:
+        lines = [("Content-Length", "2"), ("Connection", "close"), ("Date", "x"), ("X-Kept", "é")]
+        write = start_response("200 OK", lines)
+        write(b"h")
+        return [b"i"]
+
+    assert ask(app, "GET / HTTP/1.1") == Answer(200, [("X-Kept", "é")], b"hi")
+
+
+def test_a_stream_is_sent_when_it_is_whole_and_closed() -> None:
+    class Chunks:
+        closed = False
+
+        def __iter__(self) -> Iterator[bytes]:
+            yield from (b"one ", b"two")
+
+        def close(self) -> None:
+            self.closed = True
+
+    chunks = Chunks()
+
+    def app(environ: Any, start_response: Any) -> Any:
+        start_response("200 OK", [])
+        return chunks
+
+    assert ask(app, "GET / HTTP/1.1").body == b"one two"
+    assert chunks.closed
+    assert ask(make_app(), "GET /stream HTTP/1.1").body == b"one two"
+
+
+def test_the_client_is_known_and_what_the_app_writes_is_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert ask(make_app(), "GET /say HTTP/1.1").body == b"192.0.2.7"
+    assert caplog.messages == ["careful"]
+
+
+def bounded(test: Callable[[], Awaitable[None]]) -> None:
+    async def main() -> None:
+        await asyncio.wait_for(test(), 30)
+
+    run(main())
+
+
+def test_a_stream_without_end_ends_when_its_client_has_left() -> None:
+    begun, ended = threading.Event(), threading.Event()
+
+    def app(environ: Any, start_response: Any) -> Any:
+        start_response("200 OK", [])
+
+        def forever() -> Iterator[bytes]:
+            try:
+                while True:
+                    begun.set()
+                    yield b"x"
+            finally:
+                ended.set()
+
+        return forever()
+
+    async def test() -> None:
+        routes, made = WSGIRoutes(app, "h"), make_request("GET / HTTP/1.1")
+        routes(made)
+        await asyncio.to_thread(begun.wait, 20)
+        made.is_gone = True
+        assert await asyncio.to_thread(ended.wait, 20)
+        routes.close()
+
+    bounded(test)
+
+
+def test_what_nobody_waits_for_any_more_is_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wsgi, "THREADS", 1)
+    may_go = threading.Event()
+    called = []
+
+    def app(environ: Any, start_response: Any) -> Any:
+        called.append(environ["PATH_INFO"])
+        may_go.wait(20)
+        start_response("200 OK", [])
+        return []
+
+    async def test() -> None:
+        routes = WSGIRoutes(app, "h")
+        first, left, last = (make_request(f"GET /{name} HTTP/1.1") for name in ("a", "b", "c"))
+        routes(first)
+        routes(left)
+        left.is_gone = True
+        may_go.set()
+        await answer_to(routes, last)
+        assert called == ["/a", "/c"]
+        routes.close()
+
+    bounded(test)
+
+
+def test_a_route_that_hangs_does_not_keep_the_process_from_its_end(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    before = set(threading.enumerate())
+    begun, may_go = threading.Event(), threading.Event()
+
+    def app(environ: Any, start_response: Any) -> Any:
+        begun.set()
+        may_go.wait(20)
+        start_response("200 OK", [])
+        return []
+
+    async def test() -> None:
+        routes = WSGIRoutes(app, "h")
+        routes(make_request("GET / HTTP/1.1"))
+        while not begun.is_set():
+            await asyncio.sleep(0.001)
+        routes.close()
+
+    bounded(test)
+    (thread,) = set(threading.enumerate()) - before
+    assert thread.daemon
+    with caplog.at_level(logging.DEBUG):
+        may_go.set()
+        thread.join(20)  # and answers nobody, as the loop has ended
+    assert not thread.is_alive() and not caplog.messages

@@ -1,0 +1,206 @@
+"""A wait that tunes itself: how long company is worth waiting for. No clock, no queue, no I/O."""
+
+from bisect import bisect_right
+from collections.abc import Collection
+from dataclasses import dataclass
+from itertools import islice
+from typing import Final
+
+from ventu_lite.batching.learning import Arrivals, BatchTime, bin_edges
+from ventu_lite.batching.policy import Running
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What ``AdaptiveWait`` saw and chose, for people.
+
+    Attributes:
+        waiting: Jobs that would go now.
+        room: Jobs that could join them.
+        wanted: Jobs in a batch with which the workers would just never run out; 0 for one worker.
+        expected: Jobs that are likely to come until the end of the wait that gains most.
+        loss: What a job that misses this batch loses, in seconds.
+        gain: What that wait gains, all jobs together, in seconds; 0 if no wait gains anything.
+        wait: The seconds from now to which it came.
+    """
+
+    waiting: int
+    room: int
+    wanted: int
+    expected: float
+    loss: float
+    gain: float
+    wait: float
+
+
+class AdaptiveWait:
+    """Wait for company as long as it is likely to save more time than it costs.
+
+    Nothing is set but a limit; what it needs, it learns from the jobs and batches themselves:
+    how long a batch of n takes; how many jobs come per second; and how many come in the moments
+    after a batch was finished (a closed loop of clients: all come back at once; a stream: always
+    the same), and after the first job came to an idle worker (a burst: many; else: few).
+
+    **Company.** A job that misses this batch loses the time until a worker comes free: the least
+    of what this batch will take and what the busy workers still need, nothing if another worker
+    is idle. So waiting until *t* gains 0.8 times that for each job that is expected until *t* and
+    finds room. It costs every waiting job the time until *t*, and every job that comes meanwhile
+    its part of it. With one worker, it costs the jobs that come during the batch 0.3 of it too:
+    they all go later. The *t* that gains most is taken; if none gains anything, the batch goes.
+
+    **Spreading.** Several workers that each take a job as it comes are soon all busy with batches
+    of one, and the rest waits. They just never run out if each batch has *n* jobs, where *n* jobs
+    come in the time of a batch of *n* shared by the workers: n = rate * fixed / (workers - rate *
+    each). With several workers a batch is held, idle ones or not, until so many are there; at low
+    load that is one. As Deb and Serfozo show ("Optimal control of batch service queues", 1973), a
+    threshold on the number that wait is the best rule; here it is learned.
+
+    The later end of both waits counts. ``max_wait`` seconds after a worker was idle while a job
+    waited, the batch goes in any case.
+    """
+
+    __slots__ = (
+        *("max_wait", "_after_batch", "_after_first", "_arrivals", "_arrived", "_asked", "_due_at"),
+        *("_numbers", "_rate", "_rate_at", "_since", "_times"),
+    )
+
+    _PRUDENCE: Final = 0.8  # 0.5 and 1.0 are worse at the edges of the simulated grid
+    _LATER: Final = 0.3  # 1.0 would be a stream for ever; closed loops have nobody left to come
+    _MEMORY: Final = 5.0  # batch times over which the rate of arrivals is averaged
+    _SHORTEST: Final = 1e-6  # seconds from which a rate can be told
+    _LOOKED_AT: Final = 8  # busy workers: the oldest batches are likely to end first
+
+    def __init__(self, max_wait: float) -> None:
+        self.max_wait = max_wait
+        edges = bin_edges(max_wait)
+        self._times = BatchTime()
+        self._after_batch, self._after_first = Arrivals(edges), Arrivals(edges)
+        self._arrivals = self._after_batch
+        self._arrived = 0
+        self._rate = self._rate_at = 0.0
+        self._since = -1.0
+        self._asked: tuple[float, ...] = ()
+        self._due_at = 0.0
+        self._numbers = (0, 0, 0, 0.0, 0.0, 0.0, 0.0)
+
+    @property
+    def last_decision(self) -> Decision:
+        """The numbers behind the latest answer of ``due_at``; all 0 before any."""
+        return Decision(*self._numbers)
+
+    def job_arrived(self, now: float) -> None:
+        """Count a job."""
+        self._arrived += 1
+        arrivals = self._arrivals
+        arrivals.counts[bisect_right(arrivals.edges, now - arrivals.started_at) - 1] += 1
+
+    def batch_released(self, size: int, now: float) -> None:
+        """Learn nothing."""
+
+    def batch_finished(self, size: int, seconds: float, now: float) -> None:
+        """Learn how long batches take, how many jobs come, and when."""
+        self._times.add(size, seconds)
+        elapsed = now - self._rate_at
+        if elapsed >= self._SHORTEST:
+            self._rate += self._share(elapsed) * (self._arrived / elapsed - self._rate)
+            self._arrived, self._rate_at = 0, now
+        self._listen(self._after_batch, now)
+        self._asked = ()
+
+    def due_at(
+        self,
+        now: float,
+        *,
+        since: float,
+        waiting: int,
+        room: int,
+        idle: int,
+        busy: Collection[Running],
+    ) -> float:
+        """Return the end of the wait that is worth it, ``now`` if none is. See the class."""
+        asked: tuple[float, ...] = (now, since, waiting, room, idle, len(busy))
+        if asked == self._asked:
+            return self._due_at
+        self._asked = asked
+        self._notice_wait(since, now)
+        limit = since + self.max_wait
+        wanted, spread_at = self._spread(now, waiting, room, idle + len(busy))
+        loss = 0.0 if idle > 1 else self._loss(now, waiting, busy)
+        is_alone = idle + len(busy) == 1
+        expected, gain, company_at = self._company(now, limit, waiting, room, loss, is_alone)
+        self._due_at = max(now, min(limit, max(spread_at, company_at)))
+        self._numbers = (waiting, room, wanted, expected, loss, gain, self._due_at - now)
+        return self._due_at
+
+    def _notice_wait(self, since: float, now: float) -> None:
+        """Listen to what follows, if a first job has come to a worker that was idle before."""
+        if since != self._since:
+            self._since = since
+            if since > self._arrivals.started_at:
+                self._listen(self._after_first, now)
+
+    def _listen(self, arrivals: Arrivals, now: float) -> None:
+        """Learn from the arrivals after the last event; from now on those after this one count."""
+        self._arrivals.stop(now, self._rate)
+        self._arrivals = arrivals
+        arrivals.start(now)
+
+    def _share(self, elapsed: float) -> float:
+        """Return how much these seconds count in the rate of arrivals."""
+        return elapsed / (elapsed + self._MEMORY * self._times.mean)
+
+    def _rate_now(self, now: float) -> float:
+        """Return the arrivals per second; a silence since the last batch counts at once."""
+        elapsed = max(now - self._rate_at, self._SHORTEST)
+        return min(self._rate, 2 * (self._arrived + 2) / elapsed)
+
+    def _spread(self, now: float, waiting: int, room: int, workers: int) -> tuple[int, float]:
+        """Return how many jobs a batch should have, and when as many will be there."""
+        rate = self._rate_now(now)
+        if workers == 1 or not rate:
+            return 0, now
+        most = waiting + room
+        spare = workers - rate * self._times.each
+        work = rate * self._times.fixed
+        wanted = most if work >= spare * most else round(work / spare)
+        return wanted, now + max(0, wanted - waiting) / rate
+
+    def _loss(self, now: float, waiting: int, busy: Collection[Running]) -> float:
+        """Return how long a job that misses the batch waits for the next worker, if none is idle.
+
+        A batch that is late by some time is expected to need as much again: it may hang.
+        """
+        fixed, each = self._times.fixed, self._times.each
+        loss = fixed + each * waiting
+        for batch in islice(busy, self._LOOKED_AT):
+            needs = abs(batch.released_at + fixed + each * batch.size - now)
+            if needs < loss:
+                loss = needs
+        return loss
+
+    def _company(
+        self, now: float, limit: float, waiting: int, room: int, loss: float, is_alone: bool
+    ) -> tuple[float, float, float]:
+        """Return the jobs expected, the gain and the end of the wait that gains most."""
+        arrivals, worth = self._arrivals, self._PRUDENCE * loss
+        elapsed = now - arrivals.started_at
+        first = bisect_right(arrivals.edges, elapsed)
+        if not loss or first == len(arrivals.edges):
+            return 0.0, 0.0, now
+        before = arrivals.until(elapsed)
+        during = arrivals.until(elapsed + loss) - before if is_alone else 0.0
+        most = worth * min(room, arrivals.totals[-1] - before)
+        start, last = elapsed, limit - arrivals.started_at
+        best_gain = cost = expected = best_expected = best_end = 0.0
+        for end, total in zip(arrivals.edges[first:], arrivals.totals[first:], strict=True):
+            if end > last or cost >= most - best_gain:
+                break
+            earlier, expected = expected, total - before
+            cost += (waiting + (earlier + expected) / 2) * (end - start)
+            start = end
+            gain = worth * (expected if expected < room else room) - cost
+            if during > expected:
+                gain -= self._LATER * (during - expected) * (end - elapsed)
+            if gain > best_gain:
+                best_expected, best_gain, best_end = expected, gain, end
+        return best_expected, best_gain, arrivals.started_at + best_end

@@ -1,0 +1,114 @@
+"""Calls of a model in the thread of the request, where there are no batches to form."""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from ventu_lite.batching.local_jobs import Answer, Infer, expired
+from ventu_lite.batching.workers import DrainRate
+from ventu_lite.errors import QueueFull
+from ventu_lite.metrics import ServiceMetrics
+from ventu_lite.startup import reset_after_fork
+from ventu_lite.turns import Turns
+
+
+class AtOnce:
+    """Calls a function of one item, in as many threads at once as there are.
+
+    Args:
+        infer: Returns one result or ``Rejected`` for each item.
+        metrics: What is counted.
+        clock: Monotonic seconds; deadlines are read on it.
+    """
+
+    def __init__(
+        self, infer: Infer, *, metrics: ServiceMetrics, clock: Callable[[], float]
+    ) -> None:
+        self._infer = infer
+        self._metrics = metrics
+        self._clock = clock
+
+    def ask(self, item: Any, deadline: float) -> Answer:
+        """Have an item inferred, unless its deadline has passed."""
+        clock = self._clock
+        began_at = clock()
+        if began_at >= deadline:
+            return Answer(expired(), 0.0, 0.0, 0)
+        (result,) = self._infer([item])
+        seconds = clock() - began_at
+        self._metrics.stage("infer", "single", seconds)
+        return Answer(result, 0.0, seconds, 1)
+
+
+class OneByOne:
+    """Calls a batch function for each item alone, where a batch may not be larger.
+
+    Args:
+        infer: Returns one result or ``Rejected`` for each item.
+        capacity: Threads that may wait for their turn.
+        turns: Who may call ``infer``.
+        metrics: What is counted.
+        clock: Monotonic seconds; deadlines are read on it.
+    """
+
+    def __init__(
+        self,
+        infer: Infer,
+        *,
+        capacity: int,
+        turns: Turns,
+        metrics: ServiceMetrics,
+        clock: Callable[[], float],
+    ) -> None:
+        self._infer = infer
+        self._capacity = capacity
+        self._turns = turns
+        self._metrics = metrics
+        self._clock = clock
+        self.reset_locks()
+        reset_after_fork(self)
+
+    def reset_locks(self) -> None:
+        """Forget, in a child process, the threads that stayed with its parent."""
+        self._guard = threading.Lock()
+        self._waiting = 0
+        self._rate = DrainRate()
+
+    def ask(self, item: Any, deadline: float) -> Answer:
+        """Have an item inferred, and wait for that until its deadline.
+
+        Raises:
+            QueueFull: As many threads wait as may.
+        """
+        queued_at = self._clock()
+        if not self._turns.acquire(0) and not self._wait(deadline - queued_at):
+            return Answer(expired(), self._clock() - queued_at, 0.0, 0)
+        try:
+            began_at = self._clock()
+            if began_at >= deadline:
+                return Answer(expired(), began_at - queued_at, 0.0, 0)
+            (result,) = self._infer([item])
+            seconds = self._clock() - began_at
+            self._rate.add(1, seconds)
+        finally:
+            self._turns.release()
+        self._metrics.queue_seconds.observe(began_at - queued_at)
+        self._metrics.batch(1, "full", seconds)
+        return Answer(result, began_at - queued_at, seconds, 1)
+
+    def _wait(self, patience: float) -> bool:
+        """Wait for a turn; return whether it came."""
+        with self._guard:
+            if self._waiting >= self._capacity:
+                wait = self._rate.seconds_for(self._waiting, workers=1)
+                raise QueueFull(f"{self._capacity} jobs wait already", retry_after=wait)
+            self._count(1)
+        try:
+            return self._turns.acquire(max(0.0, patience))
+        finally:
+            with self._guard:
+                self._count(-1)
+
+    def _count(self, change: int) -> None:
+        self._waiting += change
+        self._metrics.queue_jobs(self._waiting)

@@ -1,0 +1,112 @@
+"""What an adaptive wait learns: how long batches take, and when jobs come. No clock, no I/O."""
+
+from bisect import bisect_right
+from itertools import accumulate
+from typing import Final
+
+_WEIGHT: Final = 0.1  # of the latest batch in what is learned: about the last 20 count
+
+#: Where the bins of time after an event end: fine where clients in a closed loop come back.
+_EDGES_MS: Final = (0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 4, 5, 6, 8, 10)
+
+
+class BatchTime:
+    """How long a batch of n takes, as ``fixed + each * n``: weighted least squares, O(1).
+
+    One batch that hangs does not teach that all will: it counts as twice what was expected.
+    """
+
+    __slots__ = ("_count", "_covariance", "_seconds", "_size", "_variance", "each", "fixed")
+
+    _TRUSTED: Final = 10  # batches after which an outlier can be told
+    _SHORTEST: Final = 1e-4  # seconds that are no outlier in any case
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._size = self._seconds = self._variance = self._covariance = 0.0
+        self.fixed = self.each = 0.0
+
+    def add(self, size: int, seconds: float) -> None:
+        """Learn from a batch."""
+        if self._count >= self._TRUSTED:
+            seconds = min(seconds, max(2 * self.of(size), self._SHORTEST))
+        self._count += 1
+        weight = max(_WEIGHT, 1 / self._count)
+        more, longer = size - self._size, seconds - self._seconds
+        self._size += weight * more
+        self._seconds += weight * longer
+        self._variance = (1 - weight) * (self._variance + weight * more * more)
+        self._covariance = (1 - weight) * (self._covariance + weight * more * longer)
+        slope = self._covariance / self._variance if self._variance > 1e-9 else 0.0
+        self.each = min(max(slope, 0.0), self._seconds / self._size)
+        self.fixed = self._seconds - self.each * self._size
+
+    @property
+    def mean(self) -> float:
+        """Seconds that a batch has taken lately."""
+        return self._seconds
+
+    def of(self, size: float) -> float:
+        """Return the seconds that a batch of that size is expected to take; 0 before any."""
+        return self.fixed + self.each * size
+
+
+class Arrivals:
+    """How many jobs come in each bin of time after an event of one kind.
+
+    A bin that was seen in part, because the next event came, counts in part.
+
+    Attributes:
+        edges: Where bins begin, in seconds after the event; the last one has no end.
+        counts: Jobs per bin since the event; the caller adds them.
+        started_at: When the event was.
+        totals: Jobs expected from the event until each edge.
+    """
+
+    __slots__ = ("_counted", "_per_second", "_seen", "counts", "edges", "started_at", "totals")
+
+    _PRIOR: Final = 0.3  # how much of a seen bin the plain rate of arrivals counts
+
+    def __init__(self, edges: list[float]) -> None:
+        self.edges = edges
+        self.started_at = 0.0
+        self.counts = [0] * len(edges)
+        self._counted = [0.0] * len(edges)
+        self._seen = [0.0] * len(edges)
+        self._per_second = [0.0] * len(edges)
+        self.totals = [0.0] * len(edges)
+
+    def start(self, now: float) -> None:
+        """Take note of the event."""
+        self.started_at = now
+        self.counts = [0] * len(self.edges)
+
+    def stop(self, now: float, rate: float) -> None:
+        """Learn from what came since ``start``; ``rate`` is that of all arrivals per second."""
+        edges, counted, seen = self.edges, self._counted, self._seen
+        elapsed = now - self.started_at
+        for n, start in enumerate(edges[:-1]):
+            if elapsed <= start:
+                break
+            width = edges[n + 1] - start
+            part = _WEIGHT * min(1.0, (elapsed - start) / width)
+            counted[n] += _WEIGHT * self.counts[n] - part * counted[n]
+            seen[n] += part * (1.0 - seen[n])
+            jobs = (counted[n] + self._PRIOR * rate * width) / (seen[n] + self._PRIOR)
+            self._per_second[n] = jobs / width
+        self._per_second[-1] = rate
+        widths = zip(edges, edges[1:], self._per_second, strict=False)
+        self.totals = list(accumulate((r * (b - a) for a, b, r in widths), initial=0.0))
+
+    def until(self, elapsed: float) -> float:
+        """Return how many jobs are expected from the event until so many seconds after it."""
+        n = bisect_right(self.edges, elapsed) - 1
+        return self.totals[n] + self._per_second[n] * (elapsed - self.edges[n])
+
+
+def bin_edges(max_wait: float) -> list[float]:
+    """Return where bins begin, up to twice the longest wait but not beyond a second."""
+    edges = [0.0, *(edge * 1e-3 for edge in _EDGES_MS)]
+    while edges[-1] < min(2 * max_wait, 1.0):
+        edges.append(edges[-1] * 1.5)
+    return edges

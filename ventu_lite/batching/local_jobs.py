@@ -1,0 +1,96 @@
+"""A job of a thread of this process, and what that thread gets back."""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+from ventu_lite.batching.jobs import EXPIRED, Job
+from ventu_lite.batching.workers import Batch
+from ventu_lite.errors import JobExpired
+from ventu_lite.outcomes import Rejected
+
+Infer = Callable[[Sequence[Any]], list[Any]]
+
+
+class Answer(NamedTuple):
+    """What became of one item.
+
+    Attributes:
+        result: The result or a ``Rejected``.
+        queue: Seconds that it waited for its turn.
+        infer: Seconds of the model call so far, 0 if it did not come to that.
+        batch_size: Items of that call, 0 if it did not come to that.
+    """
+
+    result: Any
+    queue: float
+    infer: float
+    batch_size: int
+
+
+def expired() -> Rejected:
+    """Return what becomes of a job whose deadline has passed."""
+    return Rejected.of(JobExpired(EXPIRED.detail))
+
+
+class LocalJob(Job):
+    """A job whose thread waits for it.
+
+    Attributes:
+        is_done: Locked until that thread may go on: the cheapest event that there is.
+        has_left: Whether that thread has gone on.
+        outcome: The result, a ``Rejected`` or a ``Failure``.
+        infer: Seconds of the model call.
+    """
+
+    __slots__ = ("has_left", "infer", "is_done", "outcome")
+
+    def __init__(self, id: str, item: Any, deadline: float) -> None:
+        super().__init__(id, item, 0, 0.0, deadline)
+        self.is_done = threading.Lock()
+        self.is_done.acquire()
+        self.has_left = False
+        self.outcome: Any = None
+        self.infer = 0.0
+
+
+class WakeUps:
+    """Wakes the threads of finished jobs, one after the other: each of them wakes the next.
+
+    All at once would only queue up for the interpreter, each for some switches of context more,
+    with the inference thread in line behind them. Any thread may call anything.
+    """
+
+    def __init__(self) -> None:
+        self._jobs: deque[LocalJob] = deque()
+
+    def add(self, job: Job, outcome: Any, infer: float) -> None:
+        """Note the outcome of a job; its thread is woken in its turn."""
+        assert isinstance(job, LocalJob)  # nobody adds others
+        job.outcome = outcome
+        job.infer = infer
+        self._jobs.append(job)
+
+    def leave(self, job: LocalJob) -> None:
+        """Go on and wake the next one. Every thread does so in the end, woken or not."""
+        job.has_left = True
+        self.wake_one()
+
+    def wake_one(self) -> None:
+        """Wake a thread that still waits, if there is one."""
+        with suppress(IndexError):
+            while (job := self._jobs.popleft()).has_left:
+                pass
+            job.is_done.release()
+
+
+def late_faults(batch: Batch[str], results: Sequence[Any]) -> list[BaseException]:
+    """Return the exceptions of jobs whose threads are gone and cannot log them, each once."""
+    rejected = (
+        result
+        for job, result in zip(batch.jobs.values(), results, strict=True)
+        if job.state == "done" and isinstance(result, Rejected) and result.is_fault
+    )
+    return list({id(one.exc): one.exc for one in rejected}.values())

@@ -1,0 +1,195 @@
+"""``check``: does a service keep the contract of its stages, and what does batching bring it?
+
+The examples run alone and in batches, with and without a bad item among them. An item's answer
+must not depend on its company, its place, or a neighbour's failure.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import cycle, islice
+from typing import TYPE_CHECKING, Any, Final
+
+from .config import Codec
+from .errors import ConfigError
+from .examples import Probe, is_same_answer
+from .outcomes import Rejected
+from .pipeline import Outcome
+
+if TYPE_CHECKING:
+    from .runtime import Runtime
+    from .service import Service
+
+# Neither codec can read these; the contract is that nobody else notices.
+_BAD: Final[dict[Codec, bytes]] = {"json": b'{"unfinished', "msgpack": b"\xc1"}
+_ROUNDS: Final = 3  # the best of so many is what the model can do, the rest is the machine's noise
+# Beyond this share of the best throughput a larger batch only makes clients wait longer.
+_ENOUGH: Final = 0.9
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long one batch took.
+
+    Attributes:
+        size: Items in it.
+        seconds: The best of some runs, all stages.
+    """
+
+    size: int
+    seconds: float
+
+    @property
+    def per_second(self) -> float:
+        """Items per second of one worker that always has such a batch."""
+        return self.size / self.seconds if self.seconds else float("inf")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found.
+
+    Attributes:
+        complaints: How the contract is broken; empty if it is kept.
+        remarks: What could not be checked, and advice.
+        timings: One for each batch size, smallest first.
+    """
+
+    complaints: list[str]
+    remarks: list[str]
+    timings: list[Timing]
+
+    def lines(self) -> Iterator[str]:
+        """Yield the report as text."""
+        yield f"{'batch size':>10}  {'ms/batch':>10}  {'ms/item':>10}  {'items/s':>10}"
+        for timing in self.timings:
+            each = timing.seconds * 1e3
+            yield (
+                f"{timing.size:>10}  {each:>10.3f}  {each / timing.size:>10.3f}"
+                f"  {timing.per_second:>10.0f}"
+            )
+        yield from (f"note: {remark}" for remark in self.remarks)
+        yield from (f"BROKEN: {complaint}" for complaint in self.complaints)
+        yield "the contract is broken" if self.complaints else "the contract is kept"
+
+
+def check(service: "Service", *, clock: Callable[[], float] = time.perf_counter) -> Report:
+    """Set a service up and try its examples in every company.
+
+    Raises:
+        ConfigError: It has no examples.
+        Exception: Set-up failed, or an example is rejected in the warm-up.
+    """
+    composition = service.compose()
+    if not composition.probes:
+        raise ConfigError(
+            f"service {service.name!r} has no example to try; give it one or, better, two that"
+            " differ: Service(examples=[...])"
+        )
+    runtime = service.runtime
+    runtime.use_batch_function()
+    runtime.startup.run()
+    examiner = _Examiner(runtime, composition.probes)
+    sizes = _sizes(service.max_batch_size)
+    complaints = examiner.complaints(sorted({1, 2, service.max_batch_size}))
+    timings = [examiner.time(size, clock) for size in sizes]
+    is_batch = runtime.pipeline.mode == "batch"
+    remarks = _remarks(composition.probes, timings, is_batch, service.config.timeout)
+    return Report(complaints, remarks, timings)
+
+
+def _sizes(most: int) -> list[int]:
+    """Return 1, 2, 4, … and the largest."""
+    return sorted({2**power for power in range(most.bit_length())} | {most})
+
+
+class _Examiner:
+    """Runs batches made of examples and compares."""
+
+    def __init__(self, runtime: "Runtime", probes: Sequence[Probe]) -> None:
+        self._runtime = runtime
+        # One batch has one codec here; examples that only msgpack can say are tried by themselves.
+        codec = probes[0].codec
+        self._probes = [probe for probe in probes if probe.codec == codec]
+        self._codec = codec
+        self._alone = [self._run([probe.payload])[0] for probe in self._probes]
+
+    def complaints(self, sizes: Sequence[int]) -> list[str]:
+        """Return how answers differ from those of the examples alone."""
+        found: list[str] = []
+        for size in sizes:
+            found += self._compare(size, bad_at=None)
+            found += self._compare(size, bad_at=size // 2)
+        return found
+
+    def time(self, size: int, clock: Callable[[], float]) -> Timing:
+        """Measure a batch of a size."""
+        payloads = [probe.payload for probe in self._cycled(self._probes, size)]
+        seconds = []
+        for _ in range(_ROUNDS):
+            started = clock()
+            self._run(payloads)
+            seconds.append(clock() - started)
+        return Timing(size, min(seconds))
+
+    def _compare(self, size: int, *, bad_at: int | None) -> Iterator[str]:
+        payloads = [probe.payload for probe in self._cycled(self._probes, size)]
+        if bad_at is not None:
+            payloads[bad_at] = _BAD[self._codec]
+        company = f"in a batch of {size}" + (" with a bad item" if bad_at is not None else "")
+        outcomes = self._run(payloads)
+        if len(outcomes) != size:
+            yield f"{company}: {len(outcomes)} answers"
+            return
+        expected = self._cycled(self._alone, size)
+        for place, (outcome, alone) in enumerate(zip(outcomes, expected, strict=True)):
+            if place == bad_at:
+                if not (isinstance(outcome, Rejected) and outcome.status == 400):
+                    yield f"{company}: the bad item at place {place} was not rejected with 400"
+            elif difference := self._difference(outcome, alone):
+                yield f"{company}, place {place}: {difference}"
+
+    def _difference(self, outcome: Outcome, alone: Outcome) -> str:
+        if isinstance(outcome, Rejected) and isinstance(alone, Rejected):
+            return "" if outcome.status == alone.status else f"status {outcome.status}"
+        if isinstance(outcome, Rejected):
+            return f"status {outcome.status}, alone it is answered ({outcome.exc!r:.200})"
+        if isinstance(alone, Rejected):
+            return f"answered, alone it is rejected with {alone.status}"
+        return "" if is_same_answer(outcome, alone, self._codec) else "another answer than alone"
+
+    def _run(self, payloads: Sequence[bytes]) -> list[Outcome]:
+        return self._runtime.run(payloads).outcomes
+
+    @staticmethod
+    def _cycled(parts: Sequence[Any], size: int) -> list[Any]:
+        return list(islice(cycle(parts), size))
+
+
+def _remarks(
+    probes: Sequence[Probe], timings: Sequence[Timing], is_batch: bool, timeout: float
+) -> list[str]:
+    remarks = []
+    if len({probe.payload for probe in probes}) < 2:
+        remarks.append("with one example the order of answers cannot be checked; give two")
+    largest = timings[-1]
+    if largest.seconds > timeout:
+        remarks.append(
+            f"a batch of {largest.size} takes {largest.seconds:.3g} s, longer than the timeout of"
+            f" {timeout:g} s; raise timeout or lower max_batch_size"
+        )
+    if is_batch:
+        remarks.append(_advice(timings))
+    return remarks
+
+
+def _advice(timings: Sequence[Timing]) -> str:
+    best = max(timing.per_second for timing in timings)
+    gain = best / timings[0].per_second
+    enough = next(t for t in timings if t.per_second >= _ENOUGH * best)
+    if gain < 1.2:
+        return f"batching gains only {gain:.2f} ×: a plain @service.infer would do as well"
+    return (
+        f"batching gains {gain:.1f} ×, and a batch of {enough.size} reaches {_ENOUGH:.0%} of it:"
+        f" max_batch_size={enough.size} keeps answers quick"
+    )

@@ -1,0 +1,145 @@
+"""Run the examples of one service and say how that went."""
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal
+
+from .examples import Probe
+from .outcomes import Rejected
+from .pipeline import Pipeline
+from .startup import Startup, reset_after_fork
+from .turns import Turns
+
+if TYPE_CHECKING:
+    from .service import Service
+
+log = logging.getLogger(__name__)
+
+# Probes come every few seconds from several sides; the model has better things to do.
+HEALTH_CACHE: Final = 3.0
+
+NO_EXAMPLE: Final = (
+    "there is no example to run, so all that is known is that the process lives;"
+    " Service(examples=[...]) gives one"
+)
+
+
+@dataclass(frozen=True)
+class Health:
+    """What a health check found, as ``GET /health`` shows it.
+
+    Attributes:
+        service: Always "OK": somebody is there to say so.
+        inference: "OK", "Error", or "Unknown" when there is no example to run.
+        detail: Why, unless it is "OK".
+    """
+
+    inference: Literal["OK", "Error", "Unknown"]
+    service: Literal["OK"] = "OK"
+    detail: str = ""
+
+    @property
+    def is_ok(self) -> bool:
+        """Whether nothing wrong was found."""
+        return self.inference != "Error"
+
+    def as_dict(self) -> dict[str, str]:
+        """Return it as ``GET /health`` does."""
+        body = {"service": self.service, "inference": self.inference}
+        return body | ({"detail": self.detail} if self.detail else {})
+
+
+class HealthCheck:
+    """The health check of one service in this process; any thread may ask.
+
+    An example waits for a turn at a batch function, behind the call that runs but not behind the
+    jobs that are queued.
+
+    Args:
+        service: Whose examples are run.
+        startup: Its set-up.
+        turns: Who may call its batch function.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self, service: "Service", startup: Startup, turns: Turns, clock: Callable[[], float]
+    ) -> None:
+        self._service = service
+        self._startup = startup
+        self._turns = turns
+        self._clock = clock
+        self._recent: tuple[float, Health] | None = None
+        self.reset_locks()
+        reset_after_fork(self)
+
+    def reset_locks(self) -> None:
+        """Forget, in a child process, the lock that a thread of its parent may hold."""
+        self._lock = threading.Lock()
+
+    def recent(self, pipeline: Pipeline) -> Health:
+        """Return what was found a moment ago, or now; those who ask together share one run."""
+        if not self._startup.is_ready:
+            self._startup.begin()
+            return Health("Error", detail=self._startup.why_not())
+        # A model that hangs must hang one probe, not every thread of the server.
+        if not self._lock.acquire(timeout=self._patience):
+            return Health("Error", detail=f"the example was not answered in {self._patience:g} s")
+        try:
+            if self._recent is None or self._clock() - self._recent[0] > HEALTH_CACHE:
+                health = self.run(pipeline, batch=False)
+                self._recent = (self._clock(), health)
+            return self._recent[1]
+        finally:
+            self._lock.release()
+
+    def run(self, pipeline: Pipeline, *, batch: bool) -> Health:
+        """Run the examples, set-up included.
+
+        Args:
+            pipeline: The stages that requests go through.
+            batch: Run each in a batch of ``warmup_batch_size`` too, by the batch function where
+                there is one.
+        """
+        try:
+            self._startup.run()
+        except Exception as exc:
+            log.warning("health check: set-up failed", exc_info=exc)
+            return Health("Error", detail="set-up or warm-up failed; the log says why")
+        composition = self._service.compose()
+        if not composition.probes:
+            return Health("Unknown", detail=NO_EXAMPLE)
+        ways = [(pipeline, 1)]
+        if batch:
+            other = self._service.pipeline(prefer_batch=True, clock=self._clock)
+            ways.append((other, composition.warmup_batch_size))
+        for number, probe in enumerate(composition.probes):
+            for way, size in ways:
+                if complaint := self._probe(probe, way, size):
+                    return Health("Error", detail=f"example {number}: {complaint}")
+        return Health("OK")
+
+    def _probe(self, probe: Probe, pipeline: Pipeline, size: int) -> str:
+        """Run an example as a batch and return what is wrong, "" if nothing is."""
+        is_serial = pipeline.mode == "batch"
+        if is_serial and not self._turns.acquire(timeout=self._patience):
+            return f"the model was busy for {self._patience:g} s"
+        try:
+            run = pipeline.run([probe.payload] * size, probe.codec)
+        finally:
+            if is_serial:
+                self._turns.release()
+        for outcome in run.outcomes:
+            if isinstance(outcome, Rejected):
+                log.warning("an example was rejected: %s", outcome.detail, exc_info=outcome.exc)
+                return f"status {outcome.status}: {outcome.detail}"
+            if probe.differs(outcome):
+                return "the answer differs from the expected one"
+        return ""
+
+    @property
+    def _patience(self) -> float:
+        """Seconds to wait for a busy model before the health check complains."""
+        return min(self._service.config.timeout, threading.TIMEOUT_MAX)

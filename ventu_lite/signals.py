@@ -1,0 +1,85 @@
+"""SIGTERM and SIGINT: what they mean while a process starts, and while an event loop runs."""
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Callable, Iterator
+from types import FrameType, TracebackType
+from typing import Final
+
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopped(KeyboardInterrupt):  # the one exception that is never taken for a stage's fault
+    """A signal came while there was nothing to finish."""
+
+
+@contextlib.contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Ctrl-C or SIGTERM: leave the block at once, without an error. The same signal again kills.
+
+    The default would do for a process like others, but the first one of a container is deaf to
+    signals that it does not handle, and to load a model may last minutes.
+    """
+
+    def leave(signum: int, frame: FrameType | None) -> None:
+        signal.signal(signum, signal.SIG_DFL)
+        raise Stopped
+
+    old = {signum: signal.signal(signum, leave) for signum in _SIGNALS}
+    try:
+        with contextlib.suppress(Stopped):
+            yield
+    finally:
+        for signum, handler in old.items():
+            signal.signal(signum, signal.SIG_DFL if handler is None else handler)
+
+
+class StopSignals:
+    """Within the block the first signal asks for an orderly end, the second for one at once.
+
+    A third one of its kind has its usual effect. To be entered in the main thread, in the event
+    loop.
+    """
+
+    def __init__(self) -> None:
+        self._first = asyncio.Event()
+        self._hurry: list[Callable[[], None]] = []
+        self._second = 0
+
+    def __enter__(self) -> "StopSignals":
+        self._loop = asyncio.get_running_loop()
+        for signum in _SIGNALS:
+            self._loop.add_signal_handler(signum, self._receive, signum)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for signum in _SIGNALS:
+            self._loop.remove_signal_handler(signum)
+
+    def on_second(self, hurry: Callable[[], None]) -> None:
+        """Call something when the second signal comes: it ends what the first one waits for."""
+        self._hurry.append(hurry)
+
+    async def wait(self) -> None:
+        """Wait for the first signal."""
+        await self._first.wait()
+
+    @property
+    def exit_code(self) -> int:
+        """0 after an orderly end, else what shells show for a process that was killed."""
+        return 128 + self._second if self._second else 0
+
+    def _receive(self, signum: int) -> None:
+        if not self._first.is_set():
+            self._first.set()
+            return
+        self._loop.remove_signal_handler(signum)
+        self._second = signum
+        for hurry in self._hurry:
+            hurry()
