@@ -478,7 +478,16 @@ def test_ids_that_we_make_are_not_remembered() -> None:
     play(scenario)
 
 
-@pytest.mark.parametrize("method", [b"GET", b"HEAD", b"PUT", b"DELETE", b"OPTIONS"])
+def test_options_are_told_as_flask_tells_them() -> None:
+    async def scenario(site: Site) -> None:
+        response = await site.get(ask(b"OPTIONS", b"/inference"))
+        assert (response.status, response.headers["allow"]) == (200, "options, post")
+        assert response.body == b""
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("method", [b"GET", b"HEAD", b"PUT", b"DELETE"])
 def test_inference_wants_post(method: bytes) -> None:
     async def scenario(site: Site) -> None:
         response = await site.get(ask(method, b"/inference"))
@@ -823,7 +832,7 @@ def test_nothing_of_a_finished_request_stays() -> None:
             if not site.queue.is_empty:
                 await site.work()
             assert client.read().status in (200, 400)
-        left = [one for one in gc.get_objects() if isinstance(one, InferenceJob | Request)]
+        left = [one for one in gc.get_objects() if type(one) in (InferenceJob, Request)]
         assert left == [], [gc.get_referrers(one) for one in left]
 
     play(scenario)

@@ -14,7 +14,7 @@ from ventu_lite.batching.probing import ProbingStatus
 from ventu_lite.batching.server import BatchingService, Options
 from ventu_lite.config import Config
 from ventu_lite.errors import QueueFull
-from ventu_lite.runtime import HEALTH_CACHE
+from ventu_lite.health import HEALTH_CACHE
 
 Health = tuple[bool, dict[str, str]]
 

@@ -1,26 +1,34 @@
-"""Put a Python model behind HTTP: decorate plain functions, get a service."""
+"""Put a Python model behind HTTP: decorate plain functions, get a service.
 
-from .config import Config
-from .errors import (
-    BatchSizeError,
-    CannotListen,
-    ConfigError,
-    InvalidPayload,
-    JobExpired,
-    MalformedPayload,
-    NotAcceptable,
-    NotReady,
-    PayloadError,
-    ProtocolError,
-    QueueFull,
-    RegistrationError,
-    ServiceNotFound,
-    Unavailable,
-    UnsupportedMediaType,
-    VentuError,
-)
-from .examples import Example
-from .service import Service
+The names are imported when they are first used: the command ``batching`` needs none of them, and
+what is not imported takes no memory.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .config import Config
+    from .errors import (
+        BatchSizeError,
+        CannotListen,
+        ConfigError,
+        InvalidPayload,
+        JobExpired,
+        MalformedPayload,
+        NotAcceptable,
+        NotReady,
+        PayloadError,
+        ProtocolError,
+        QueueFull,
+        RegistrationError,
+        ServiceNotFound,
+        Unavailable,
+        UnsupportedMediaType,
+        VentuError,
+    )
+    from .examples import Example
+    from .service import Service
 
 __all__ = [
     "BatchSizeError",
@@ -43,3 +51,17 @@ __all__ = [
     "UnsupportedMediaType",
     "VentuError",
 ]
+
+_HOMES = {"Config": "config", "Example": "examples", "Service": "service"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = import_module(f".{_HOMES.get(name, 'errors')}", __name__)
+    value = globals()[name] = getattr(home, name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -9,20 +9,15 @@ import atexit
 import os
 from collections.abc import Sequence
 from functools import cache, partial
-from typing import Final, Literal
+from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, multiprocess, values
 from prometheus_client.registry import REGISTRY
 
+from .buckets import SECONDS, SIZES
 from .errors import ConfigError
 from .outcomes import Reason as OutcomeReason
 from .pipeline import Mode, Run
-
-# From an empty model behind a Unix socket to one that needs half a minute.
-SECONDS: Final = (
-    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
-)  # fmt: skip
-SIZES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 #: Why a job was not answered with a result.
 Reason = OutcomeReason | Literal["full"]

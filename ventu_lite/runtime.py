@@ -15,10 +15,7 @@ from .batching.local import LocalQueue
 from .batching.local_jobs import Answer, expired
 from .config import Codec
 from .errors import QueueFull, VentuError
-from .health import HEALTH_CACHE as HEALTH_CACHE
-from .health import NO_EXAMPLE as NO_EXAMPLE
-from .health import Health as Health
-from .health import HealthCheck
+from .health import Health, HealthCheck
 from .metrics import metrics_of
 from .outcomes import Rejected
 from .pipeline import Outcome, Pipeline, Run

@@ -21,7 +21,8 @@ from .validation import Schema
 if TYPE_CHECKING:
     from flask import Blueprint, Flask
 
-    from .runtime import Health, Runtime
+    from .health import Health
+    from .runtime import Runtime
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -366,8 +367,10 @@ class Service:
         """What runs the stages in this process; the same object each time."""
         if self._runtime is None:
             from .runtime import Runtime
+            from .startup import making
 
-            self._runtime = Runtime(self)
+            with making:  # two threads may ask for the first time together
+                self._runtime = self._runtime or Runtime(self)
         return self._runtime
 
     def predict(self, data: Any) -> Any:
@@ -416,8 +419,10 @@ class Service:
         """
         if self._blueprint is None:
             from .blueprint import create_blueprint
+            from .startup import making
 
-            self._blueprint = create_blueprint(self)
+            with making:
+                self._blueprint = self._blueprint or create_blueprint(self)
         return self._blueprint
 
     @property
@@ -425,8 +430,10 @@ class Service:
         """A Flask app with all routes; the same one each time."""
         if self._app is None:
             from .blueprint import create_app
+            from .startup import making
 
-            self._app = create_app(self)
+            with making:
+                self._app = self._app or create_app(self)
         return self._app
 
     def run_http(self, host: str | None = None, port: int | None = None) -> None:

@@ -29,7 +29,6 @@ def trained(clients: int, think: float) -> tuple[AdaptiveWait, float]:
         back = sorted(now + rng.expovariate(1 / think) for _ in range(clients))
         for at in back:
             policy.job_arrived(at)
-            policy.due_at(at, since=back[0], waiting=1, room=31, idle=1, busy=())
         now = back[-1] + 0.005 + clients * 0.0002
         policy.batch_finished(clients, now - back[-1], now)
     return policy, now

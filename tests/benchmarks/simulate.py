@@ -1,19 +1,25 @@
 """Compare release policies in simulated time, with the queue and the policies of the product.
 
-Run ``python tests/benchmarks/simulate.py`` (some minutes) or, for a first look, with ``--quick``.
+Run ``python tests/benchmarks/simulate.py`` (some minutes) or, for a first look, with ``--quick``;
+``--tick 1`` gives the event loop timers of 1 ms, ``--plot FILE`` draws the cells with matplotlib.
 For every load ("cell") the mean response time of each policy is divided by that of the best fixed
 wait, chosen in hindsight for that very cell and those very seeds. So 1.00 is as good as a constant
 can be made by somebody who knows the load; below 1.00 no constant is as good.
 """
 
+import argparse
+import importlib
+import os
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from heapq import heappop, heappush
 from itertools import count, product
 from math import ceil, exp, inf
-from statistics import fmean
+from pathlib import Path
+from statistics import fmean, geometric_mean
 from typing import Any, Final, Literal
 
 from ventu_lite.batching.adaptive import AdaptiveWait
@@ -30,6 +36,7 @@ FIXED: Final[dict[str, Maker]] = {
     for wait in (0, 0.5, 1, 2, 5, 10, 20)
 }
 ADAPTIVE: Final[dict[str, Maker]] = {"adaptive": partial(AdaptiveWait, 10 * MS)}
+POLICIES: Final = FIXED | ADAPTIVE
 
 Service = Literal["plain", "heavy tail", "warm-up"]
 
@@ -255,7 +262,7 @@ def hard_traffic(workers: int, limit: int, full: float) -> dict[str, tuple[Traff
 def hard_grid() -> list[Cell]:
     """Return the harder loads: more workers, other limits, changing rates and service times."""
     models = [(2 * MS, 0.1 * MS), (20 * MS, 0.5 * MS)]
-    cells = []
+    cells: list[Cell] = []
     for workers, limit, (fixed, each) in product((1, 2, 4, 16, 64), (8, 32, 128), models):
         for name, traffic in hard_traffic(workers, limit, fixed + each * limit).items():
             cells.append(Cell(name, workers, traffic, fixed, each, limit))
@@ -265,3 +272,124 @@ def hard_grid() -> list[Cell]:
                 traffic = hard_traffic(workers, limit, fixed + each * limit)[name]
                 cells.append(Cell(f"{service}, {name}", workers, traffic, fixed, each, 32, service))
     return cells
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run."""
+
+    cell: Cell
+    policy: str
+    seed: int
+    least: int
+    tick: float
+
+    def mean_response(self) -> float:
+        """Return the mean response time in seconds."""
+        policy = POLICIES[self.policy]()
+        simulation = Simulation(self.cell, policy, seed=self.seed, tick=self.tick)
+        return simulation.run(self.cell.jobs(self.least))
+
+
+#: For each cell, for each policy: its response time by that of the best fixed wait.
+Ratios = dict[Cell, dict[str, float]]
+
+
+def compare(
+    cells: Sequence[Cell], seeds: Sequence[int], *, least: int, tick: float, processes: int
+) -> Ratios:
+    """Run every policy in every cell."""
+    tasks = [Task(c, p, s, least, tick) for c, p, s in product(cells, POLICIES, seeds)]
+    if processes == 1:
+        responses = {task: task.mean_response() for task in tasks}
+    else:
+        with ProcessPoolExecutor(processes) as pool:
+            means = pool.map(Task.mean_response, tasks, chunksize=8)
+            responses = dict(zip(tasks, means, strict=True))
+    ratios = {}
+    for cell in cells:
+        mean = {
+            policy: fmean(responses[Task(cell, policy, seed, least, tick)] for seed in seeds)
+            for policy in POLICIES
+        }
+        best = min(mean[policy] for policy in FIXED)
+        ratios[cell] = {policy: mean[policy] / best for policy in POLICIES}
+    return ratios
+
+
+def markdown(ratios: Ratios) -> str:
+    """Return a table: geometric mean and worst cell, by policy and number of workers."""
+    workers = sorted({cell.workers for cell in ratios})
+    names = [f"{n} worker{'s' * (n > 1)}" for n in workers]
+    lines = [["policy", *names, "all"], ["---"] * (len(names) + 2)]
+    for policy in POLICIES:
+        columns = [
+            [by[policy] for cell, by in ratios.items() if cell.workers in among]
+            for among in (*([n] for n in workers), workers)
+        ]
+        texts = [f"{geometric_mean(column):.3f} / {max(column):.2f}" for column in columns]
+        lines.append([policy, *texts])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def worst(ratios: Ratios, policy: str, number: int) -> str:
+    """Return the cells in which a policy does worst."""
+    cells = sorted(ratios, key=lambda cell: -ratios[cell][policy])[:number]
+    return "\n".join(f"- {ratios[cell][policy]:.3f} {cell}" for cell in cells)
+
+
+def plot(grids: dict[str, Ratios], path: Path) -> None:
+    """Draw for each grid the cells, sorted, one line per policy."""
+    matplotlib = importlib.import_module("matplotlib.figure")  # nobody else needs it
+    figure = matplotlib.Figure(figsize=(12, 5), layout="constrained")
+    for axes, (name, ratios) in zip(
+        figure.subplots(1, len(grids), squeeze=False)[0], grids.items(), strict=True
+    ):
+        for policy in POLICIES:
+            values = sorted(by[policy] for by in ratios.values())
+            axes.plot(values, label=policy, linewidth=3 if policy in ADAPTIVE else 1)
+        axes.set(title=name, xlabel="cells, sorted", yscale="log")
+        axes.set_ylabel("mean response time / that of the best fixed wait")
+        axes.legend()
+    figure.savefig(path)
+
+
+def arguments() -> argparse.Namespace:
+    """Return the options."""
+    parser = argparse.ArgumentParser(description="Compare release policies in simulated time.")
+    parser.add_argument("--quick", action="store_true", help="fewer cells and jobs: below 20 s")
+    parser.add_argument("--grid", choices=["note", "hard", "both"], default="both")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="means over all of them")
+    parser.add_argument("--tick", type=float, default=0.05, help="ms; resolution of timers")
+    parser.add_argument("--jobs", type=int, default=3000, help="at least as many per run")
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    parser.add_argument("--plot", type=Path, metavar="FILE")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Print a table and the worst cells per grid."""
+    options = arguments()
+    grids = {"note": note_grid(), "hard": hard_grid()}
+    results = {}
+    for name, cells in grids.items():
+        if options.grid not in (name, "both"):
+            continue
+        if options.quick:
+            cells = [cell for cell in cells[::7] if cell.workers <= 16]
+        ratios = results[name] = compare(
+            cells,
+            options.seeds,
+            least=1000 if options.quick else options.jobs,
+            tick=options.tick * MS,
+            processes=options.processes,
+        )
+        print(f"\n## {name}: {len(cells)} cells, seeds {options.seeds}, tick {options.tick:g} ms\n")
+        print(markdown(ratios))
+        print(f"\nWorst for adaptive:\n{worst(ratios, 'adaptive', 5)}")
+    if options.plot:
+        plot(results, options.plot)
+
+
+if __name__ == "__main__":
+    main()

@@ -37,16 +37,16 @@ class AdaptiveWait:
     """Wait for company as long as it is likely to save more time than it costs.
 
     Nothing is set but a limit; what it needs, it learns from the jobs and batches themselves:
-    how long a batch of n takes; how many jobs come per second; and how many come in the moments
-    after a batch was finished (a closed loop of clients: all come back at once; a stream: always
-    the same), and after the first job came to an idle worker (a burst: many; else: few).
+    how long a batch of n takes; how many jobs come per second; and how many come in each moment
+    after a batch was finished while others waited (a closed loop of clients: most, soon; a stream:
+    always the same) and after a first job came to an idle worker (a loop or a burst: many, soon).
 
     **Company.** A job that misses this batch loses the time until a worker comes free: the least
     of what this batch will take and what the busy workers still need, nothing if another worker
     is idle. So waiting until *t* gains 0.8 times that for each job that is expected until *t* and
     finds room. It costs every waiting job the time until *t*, and every job that comes meanwhile
-    its part of it. With one worker, it costs the jobs that come during the batch 0.3 of it too:
-    they all go later. The *t* that gains most is taken; if none gains anything, the batch goes.
+    its part of it. With one worker, those expected during the batch would all go later too: each
+    counts for 0.3 of a waiting job. The *t* that gains most is taken; if none gains, none is.
 
     **Spreading.** Several workers that each take a job as it comes are soon all busy with batches
     of one, and the rest waits. They just never run out if each batch has *n* jobs, where *n* jobs
@@ -104,7 +104,9 @@ class AdaptiveWait:
         if elapsed >= self._SHORTEST:
             self._rate += self._share(elapsed) * (self._arrived / elapsed - self._rate)
             self._arrived, self._rate_at = 0, now
-        self._listen(self._after_batch, now)
+        self._arrivals.stop(now, self._rate)
+        self._arrivals = self._after_batch
+        self._after_batch.start(now)
         self._asked = ()
 
     def due_at(
@@ -133,17 +135,18 @@ class AdaptiveWait:
         return self._due_at
 
     def _notice_wait(self, since: float, now: float) -> None:
-        """Listen to what follows, if a first job has come to a worker that was idle before."""
-        if since != self._since:
-            self._since = since
-            if since > self._arrivals.started_at:
-                self._listen(self._after_first, now)
+        """If a first job came to an idle worker, listen to what follows that.
 
-    def _listen(self, arrivals: Arrivals, now: float) -> None:
-        """Learn from the arrivals after the last event; from now on those after this one count."""
-        self._arrivals.stop(now, self._rate)
-        self._arrivals = arrivals
-        arrivals.start(now)
+        What led to it is forgotten: it says nothing of what follows a batch while jobs wait.
+        """
+        if since == self._since:
+            return
+        self._since = since
+        if since > self._arrivals.started_at:
+            if self._arrivals is self._after_first:
+                self._after_first.stop(now, self._rate)
+            self._arrivals = self._after_first
+            self._after_first.start(now)
 
     def _share(self, elapsed: float) -> float:
         """Return how much these seconds count in the rate of arrivals."""

@@ -205,6 +205,8 @@ class Front:
         """Return the answer for an exception."""
         codec = self._codec_of_error(request)
         request_id = request_id or self._request_id(request)
+        if isinstance(exc, MethodNotAllowed) and request.method == b"OPTIONS":
+            return 200, b"Allow: OPTIONS, POST\r\n", b""
         if isinstance(exc, MethodNotAllowed):
             return self.problem(405, "ask with POST", codec, request_id, b"Allow: POST\r\n")
         if isinstance(exc, Unauthorized):

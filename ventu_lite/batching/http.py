@@ -210,7 +210,11 @@ class HttpServer:
         now = self.loop.time()
         self.preambles.refresh()
         for connection in dirty:
-            connection.flush(now)
+            try:
+                connection.flush(now)
+            except Exception:  # one broken connection must not keep the answers of the others
+                log.exception("an answer could not be written")
+                connection.abort()
 
 
 class Preambles(dict[int, bytes]):

@@ -363,10 +363,13 @@ class Connection(asyncio.Protocol):
         self._pause_reading(False)
         if not self._is_write_paused:
             self.deadline = self._now() + self._server.limits.linger_time
-        if self._transport.can_write_eof():
-            self._transport.write_eof()
-        else:  # TLS
+        if not self._transport.can_write_eof():  # TLS
             self._transport.close()
+            return
+        try:
+            self._transport.write_eof()
+        except OSError:  # the client has reset the connection, and asyncio says so here
+            self.abort()
 
     def _close(self) -> None:
         """Close as soon as everything is written; ``expire`` sees to it that this ends."""

@@ -65,6 +65,9 @@ class Arrivals:
 
     __slots__ = ("_counted", "_per_second", "_seen", "counts", "edges", "started_at", "totals")
 
+    _LEAST: Final = (
+        0.5  # of a bin is seen if a job came: else one at its start, always, is infinite
+    )
     _PRIOR: Final = 0.3  # how much of a seen bin the plain rate of arrivals counts
 
     def __init__(self, edges: list[float]) -> None:
@@ -89,8 +92,9 @@ class Arrivals:
             if elapsed <= start:
                 break
             width = edges[n + 1] - start
-            part = _WEIGHT * min(1.0, (elapsed - start) / width)
-            counted[n] += _WEIGHT * self.counts[n] - part * counted[n]
+            came = self.counts[n]
+            part = _WEIGHT * min(1.0, max((elapsed - start) / width, self._LEAST if came else 0.0))
+            counted[n] += _WEIGHT * came - part * counted[n]
             seen[n] += part * (1.0 - seen[n])
             jobs = (counted[n] + self._PRIOR * rate * width) / (seen[n] + self._PRIOR)
             self._per_second[n] = jobs / width

@@ -5,7 +5,7 @@ from uuid import uuid4
 
 from ..errors import VentuError
 from ..examples import Probe
-from ..runtime import HEALTH_CACHE, NO_EXAMPLE
+from ..health import HEALTH_CACHE, NO_EXAMPLE
 from .dispatcher import Dispatcher
 from .jobs import Failure, Job
 from .server import BatchingService

@@ -11,13 +11,13 @@ from typing import Any, Final
 
 from ..addresses import Address, TCPAddress
 from ..config import Config
+from .choose import make_policy
 from .dispatcher import Dispatcher, Link
 from .front import Front, Status
 from .http import HttpServer, Limits
 from .http_request import Request
 from .links import Links, WorkerLink, log_change
-from .listeners import UnixDoor, allow_many_files, listen_tcp
-from .policy import FixedWait
+from .listeners import BACKLOG, UnixDoor, allow_many_files, listen_tcp
 from .queue import Queue
 from .tally import FrontMetrics
 
@@ -108,9 +108,11 @@ class BatchingService:
             stack.pop_all()
         for links, doors in zip(self.links, worker_doors, strict=True):
             for door in doors:
-                self._worker_servers.append(await loop.create_server(links, sock=door))
+                server = await loop.create_server(links, sock=door, backlog=BACKLOG)
+                self._worker_servers.append(server)
         for door in http_doors:
-            self._http_servers.append(await loop.create_server(self._http, sock=door))
+            server = await loop.create_server(self._http, sock=door, backlog=BACKLOG)
+            self._http_servers.append(server)
         self.port = http_doors[0].getsockname()[1]
         self.url = f"http://{TCPAddress(config.host, self.port).authority}"
 
@@ -192,7 +194,7 @@ class BatchingService:
 
 def _make_queue(config: Config, options: Options) -> Queue[Link]:
     return Queue(
-        FixedWait(config.max_wait),
+        make_policy(config),
         max_batch_size=config.max_batch_size,
         capacity=config.capacity,
         max_message=int(config.max_message),

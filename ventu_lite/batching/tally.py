@@ -13,7 +13,7 @@ from itertools import accumulate
 from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
-from ..metrics import SECONDS, SIZES
+from ..buckets import SECONDS, SIZES
 
 
 class Tally:
