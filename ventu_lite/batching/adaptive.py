@@ -186,24 +186,25 @@ class AdaptiveWait:
     ) -> tuple[float, float, float]:
         """Return the jobs expected, the gain and the end of the wait that gains most."""
         arrivals, worth = self._arrivals, self._PRUDENCE * loss
-        elapsed = now - arrivals.started_at
+        zero = arrivals.started_at
+        start = elapsed = now - zero
         first = bisect_right(arrivals.edges, elapsed)
-        if not loss or first == len(arrivals.edges):
+        if not loss or zero + arrivals.edges[-1] <= now:
             return 0.0, 0.0, now
-        before = arrivals.until(elapsed)
-        during = arrivals.until(elapsed + loss) - before if is_alone else 0.0
-        most = worth * min(room, arrivals.totals[-1] - before)
-        start, last = elapsed, limit - arrivals.started_at
-        best_gain = cost = expected = best_expected = best_end = 0.0
+        # Jobs are counted from the event on here: those who came until now stand in ``before``.
+        earlier = before = arrivals.until(elapsed)
+        during = arrivals.until(elapsed + loss) if is_alone else 0.0
+        most, own = room + before, waiting - before
+        top = worth * (min(most, arrivals.totals[-1]) - before)
+        gain = cost = best_total = best_end = 0.0
         for end, total in zip(arrivals.edges[first:], arrivals.totals[first:], strict=True):
-            if end > last or cost >= most - best_gain:
+            if zero + end > limit or cost >= top - gain:
                 break
-            earlier, expected = expected, total - before
-            cost += (waiting + (earlier + expected) / 2) * (end - start)
-            start = end
-            gain = worth * (expected if expected < room else room) - cost
-            if during > expected:
-                gain -= self._LATER * (during - expected) * (end - elapsed)
-            if gain > best_gain:
-                best_expected, best_gain, best_end = expected, gain, end
-        return best_expected, best_gain, arrivals.started_at + best_end
+            cost += (own + (earlier + total) / 2) * (end - start)
+            start, earlier = end, total
+            gains = worth * ((total if total < most else most) - before) - cost
+            if during > total:
+                gains -= self._LATER * (during - total) * (end - elapsed)
+            if gains > gain:
+                gain, best_total, best_end = gains, total, end
+        return (best_total - before, gain, zero + best_end) if gain else (0.0, 0.0, now)
