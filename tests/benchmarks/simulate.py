@@ -101,8 +101,11 @@ class Cell:
 
     def jobs(self, least: int) -> int:
         """Return how many jobs a run needs to be worth something, at least ``least``."""
-        slow = any(isinstance(part, Jumps) for part in self.traffic)
-        return max(least, 12 * self.clients, (35 if slow else 8) * self.workers * self.limit)
+        jumps = any(isinstance(part, Jumps) for part in self.traffic)
+        is_tailed = self.service == "heavy tail"  # a few batches make most of the mean
+        batches = 35 if jumps or is_tailed else 8
+        least *= 8 if is_tailed else 1
+        return max(least, 12 * self.clients, batches * self.workers * self.limit)
 
     def seconds(self, size: int, served: int, rng: random.Random) -> float:
         """Return how long a worker that served ``served`` batches takes for the next one."""
