@@ -27,6 +27,7 @@ CORE = [
     "codecs",
     "problems",
     "outcomes",
+    "serializing",
     "validation",
     "stages",
     "isolation",

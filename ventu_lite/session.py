@@ -73,6 +73,7 @@ class Session:
             ProtocolError: The peer broke the protocol.
             MessageTooLarge: Not even empty results fit into a message.
         """
+        self._sock.setblocking(False)
         self._send(self._connection.send_ready())
         while self._step():
             pass
@@ -106,7 +107,10 @@ class Session:
         return False
 
     def _receive(self) -> bool:
-        data = self._sock.recv(_RECEIVE_SIZE)
+        try:
+            data = self._sock.recv(_RECEIVE_SIZE)
+        except BlockingIOError:  # a false alarm of the system
+            return True
         self._heard_at = self._clock()
         if self._connection.state is State.LEFT:
             return bool(data)  # a peer that does not know bye may go on; its end is all we wait for
@@ -161,5 +165,13 @@ class Session:
         return self._connection.send_results(results)
 
     def _send(self, data: bytes) -> None:
+        """Write in one system call where the system has room for it, as it mostly has."""
+        try:
+            sent = self._sock.send(data)
+        except BlockingIOError:
+            sent = 0
+        if sent == len(data):
+            return
         self._sock.settimeout(SILENCE_TIMEOUT + len(data) / SLOWEST_WRITE)
-        self._sock.sendall(data)
+        self._sock.sendall(memoryview(data)[sent:])
+        self._sock.setblocking(False)

@@ -20,6 +20,7 @@ from pydantic import (
 from .codecs import deep_plain, pack, plain, unpack
 from .config import Codec
 from .errors import InvalidPayload, MalformedPayload, RegistrationError
+from .serializing import to_json, to_python
 
 MAX_FIELD_ERRORS: Final = 20  # a list of 100,000 wrong numbers would become 18 MB of errors
 MAX_TEXT: Final = 200  # of a key or a message, which may hold what the client sent
@@ -111,9 +112,16 @@ class Schema:
         Raises:
             Exception: The value was changed since, or the codec cannot say it.
         """
+        serializer = self._serializer
         if codec == "json":
-            return self._serializer.to_json(value, by_alias=True, warnings="error", fallback=plain)
-        return pack(self._serializer.to_python(value, by_alias=True, warnings="error"))
+            try:
+                return to_json(serializer, value)
+            except TypeError:  # the reason is worth 1.4 µs
+                return serializer.to_json(value, by_alias=True, warnings="error", fallback=plain)
+        try:
+            return pack(to_python(serializer, value))
+        except TypeError:
+            return pack(serializer.to_python(value, by_alias=True, warnings="error"))
 
 
 def _adapter(annotation: Any) -> TypeAdapter[Any]:
