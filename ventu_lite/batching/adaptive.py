@@ -60,8 +60,8 @@ class AdaptiveWait:
     """
 
     __slots__ = (
-        *("max_wait", "_after_batch", "_after_first", "_arrivals", "_arrived", "_asked", "_due_at"),
-        *("_numbers", "_rate", "_rate_at", "_since", "_times"),
+        *("max_wait", "_after_batch", "_after_first", "_arrivals", "_arrived", "_asked", "_bin"),
+        *("_bin_at", "_due_at", "_numbers", "_rate", "_rate_at", "_since", "_times"),
     )
 
     _PRUDENCE: Final = 0.8  # 0.7 does nearly as well; 0.5 and 1.0 are worse where jobs come late
@@ -77,6 +77,7 @@ class AdaptiveWait:
         self._after_batch, self._after_first = Arrivals(edges), Arrivals(edges)
         self._arrivals = self._after_batch
         self._arrived = 0
+        self._bin, self._bin_at = 0, -1.0
         self._rate = self._rate_at = 0.0
         self._since = -1.0
         self._asked: tuple[float, ...] = ()
@@ -92,7 +93,10 @@ class AdaptiveWait:
         """Count a job."""
         self._arrived += 1
         arrivals = self._arrivals
-        arrivals.counts[bisect_right(arrivals.edges, now - arrivals.started_at) - 1] += 1
+        if now != self._bin_at:  # many come in one turn of an event loop
+            self._bin_at = now
+            self._bin = bisect_right(arrivals.edges, now - arrivals.started_at) - 1
+        arrivals.counts[self._bin] += 1
 
     def batch_released(self, size: int, now: float) -> None:
         """Learn nothing."""
@@ -105,8 +109,7 @@ class AdaptiveWait:
             self._rate += self._share(elapsed) * (self._arrived / elapsed - self._rate)
             self._arrived, self._rate_at = 0, now
         self._arrivals.stop(now, self._rate)
-        self._arrivals = self._after_batch
-        self._after_batch.start(now)
+        self._listen(self._after_batch, now)
         self._asked = ()
 
     def due_at(
@@ -126,9 +129,11 @@ class AdaptiveWait:
         self._asked = asked
         self._notice_wait(since, now)
         limit = since + self.max_wait
-        wanted, spread_at = self._spread(now, waiting, room, idle + len(busy))
-        loss = 0.0 if idle > 1 else self._loss(now, waiting, busy)
         is_alone = idle + len(busy) == 1
+        wanted, spread_at = (
+            (0, now) if is_alone else self._spread(now, waiting, room, idle + len(busy))
+        )
+        loss = 0.0 if idle > 1 else self._loss(now, waiting, busy)
         expected, gain, company_at = (
             self._company(now, limit, waiting, room, loss, is_alone) if loss else (0.0, 0.0, now)
         )
@@ -147,8 +152,12 @@ class AdaptiveWait:
         if since > self._arrivals.started_at:
             if self._arrivals is self._after_first:
                 self._after_first.stop(now, self._rate)
-            self._arrivals = self._after_first
-            self._after_first.start(now)
+            self._listen(self._after_first, now)
+
+    def _listen(self, arrivals: Arrivals, now: float) -> None:
+        """From now on, count jobs as those that follow an event of this kind."""
+        self._arrivals, self._bin_at = arrivals, -1.0
+        arrivals.start(now)
 
     def _share(self, elapsed: float) -> float:
         """Return how much these seconds count in the rate of arrivals."""
@@ -162,7 +171,7 @@ class AdaptiveWait:
     def _spread(self, now: float, waiting: int, room: int, workers: int) -> tuple[int, float]:
         """Return how many jobs a batch should have, and when as many will be there."""
         rate = self._rate_now(now)
-        if workers == 1 or not rate:
+        if not rate:
             return 0, now
         most = waiting + room
         spare = workers - rate * self._times.each
@@ -177,6 +186,8 @@ class AdaptiveWait:
         """
         fixed, each = self._times.fixed, self._times.each
         loss = fixed + each * waiting
+        if not busy:
+            return loss
         for batch in islice(busy, self._LOOKED_AT):
             needs = abs(batch.released_at + fixed + each * batch.size - now)
             if needs < loss:
@@ -190,16 +201,16 @@ class AdaptiveWait:
         arrivals, worth = self._arrivals, self._PRUDENCE * loss
         zero = arrivals.started_at
         start = elapsed = now - zero
-        last = limit - zero
-        first = bisect_right(arrivals.edges, elapsed)
+        edges, totals = arrivals.edges, arrivals.totals
+        first, beyond = bisect_right(edges, elapsed), bisect_right(edges, limit - zero)
         # Jobs are counted from the event on here: those who came until now stand in ``before``.
         earlier = before = arrivals.until(elapsed)
         during = arrivals.until(elapsed + loss) if is_alone else 0.0
         most, own = room + before, waiting - before
-        top = worth * (min(most, arrivals.totals[-1]) - before)
+        top = worth * (min(most, totals[beyond - 1]) - before)
         gain = cost = best_total = best_end = 0.0
-        for end, total in zip(arrivals.edges[first:], arrivals.totals[first:], strict=True):
-            if end > last or cost >= top - gain:
+        for end, total in zip(edges[first:beyond], totals[first:beyond], strict=True):
+            if cost >= top - gain:
                 break
             cost += (own + (earlier + total) / 2) * (end - start)
             start, earlier = end, total

@@ -2,6 +2,7 @@
 
 from bisect import bisect_right
 from itertools import accumulate
+from operator import mul
 from typing import Final
 
 _WEIGHT: Final = 0.1  # of the latest batch in what is learned: about the last 20 count
@@ -63,7 +64,10 @@ class Arrivals:
         totals: Jobs expected from the event until each edge.
     """
 
-    __slots__ = ("_counted", "_per_second", "_seen", "counts", "edges", "started_at", "totals")
+    __slots__ = (
+        *("_counted", "_per_second", "_seen", "_widths"),
+        *("counts", "edges", "started_at", "totals"),
+    )
 
     _LEAST: Final = (
         0.5  # of a bin is seen if a job came: else one at its start, always, is infinite
@@ -72,6 +76,7 @@ class Arrivals:
 
     def __init__(self, edges: list[float]) -> None:
         self.edges = edges
+        self._widths = [end - start for start, end in zip(edges, edges[1:], strict=False)]
         self.started_at = 0.0
         self.counts = [0] * len(edges)
         self._counted = [0.0] * len(edges)
@@ -88,10 +93,10 @@ class Arrivals:
         """Learn from what came since ``start``; ``rate`` is that of all arrivals per second."""
         edges, counted, seen = self.edges, self._counted, self._seen
         elapsed = now - self.started_at
-        for n, start in enumerate(edges[:-1]):
+        for n, width in enumerate(self._widths):
+            start = edges[n]
             if elapsed <= start:
                 break
-            width = edges[n + 1] - start
             came = self.counts[n]
             part = _WEIGHT * min(1.0, max((elapsed - start) / width, self._LEAST if came else 0.0))
             counted[n] += _WEIGHT * came - part * counted[n]
@@ -99,8 +104,7 @@ class Arrivals:
             jobs = (counted[n] + self._PRIOR * rate * width) / (seen[n] + self._PRIOR)
             self._per_second[n] = jobs / width
         self._per_second[-1] = rate
-        widths = zip(edges, edges[1:], self._per_second, strict=False)
-        self.totals = list(accumulate((r * (b - a) for a, b, r in widths), initial=0.0))
+        self.totals = list(accumulate(map(mul, self._per_second, self._widths), initial=0.0))
 
     def until(self, elapsed: float) -> float:
         """Return how many jobs are expected from the event until so many seconds after it."""
