@@ -1,9 +1,12 @@
 """What every test may count on: no setting of the machine reaches it."""
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from processes import short_directory
 
 # A busy machine must not fail a property.
 settings.register_profile("ventu_lite", deadline=None)
@@ -15,3 +18,10 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.upper().startswith("VENTU_"):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """A directory to run processes in, short enough for a Unix socket in it."""
+    with short_directory() as path:
+        yield path
