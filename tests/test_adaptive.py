@@ -322,3 +322,11 @@ def test_no_constant_is_better_in_simulated_time(simulate: Any) -> None:
     adaptive = [by["adaptive"] for by in ratios.values()]
     assert simulate.geometric_mean(adaptive) <= 1.0
     assert max(adaptive) <= 1.08
+
+
+def test_the_numbers_are_told_to_people() -> None:
+    policy, now = after_closed_loop(16, lambda n: 1 * MS)
+    wait = ask(policy, now, waiting=4)
+
+    assert policy.explain().startswith("4 waited, ")
+    assert f"to wait for {wait * 1e3:.3f} ms gains " in policy.explain()

@@ -1,6 +1,7 @@
 """The queue in an event loop: who is told what, in which order, and when the timer is set."""
 
 import asyncio
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -134,6 +135,19 @@ def test_what_comes_in_one_turn_of_the_loop_travels_together() -> None:
     assert bench.told() == [("send", ["a", "b", "c"])]
 
 
+def test_each_batch_is_told_at_debug(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, "ventu_lite"):
+        bench = Bench()
+        bench.add("a", "b", "c")
+        bench.now += 0.004
+        bench.link()
+        bench.loop.turn()
+
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith("released 2 job(s) to ")
+    assert line.endswith("(full): the oldest waited 4.000 ms, 1 still wait; the wait is 0 ms")
+
+
 def test_who_asked_for_no_time_gets_a_turn_all_the_same() -> None:
     bench = Bench()
     job = LoggedJob("a", b"?", 1, bench.now, bench.now + 5)
@@ -152,6 +166,7 @@ def test_the_next_batch_is_sent_before_the_last_one_is_answered() -> None:
     bench.loop.turn()
     bench.told()
 
+    bench.now += 0.3
     bench.dispatcher.results(link, Results({"a": b"1", "b": b"2"}, infer=0.25))
     timing = b', infer;dur=250.000, batch;desc="2"'
     assert bench.told() == [
@@ -159,6 +174,16 @@ def test_the_next_batch_is_sent_before_the_last_one_is_answered() -> None:
         ("a", 200, b"1", timing),
         ("b", 200, b"2", timing),
     ]
+
+
+def test_a_worker_cannot_claim_to_have_worked_for_longer_than_it_had_the_batch() -> None:
+    bench = Bench()
+    link = bench.link()
+    bench.add("a")
+    bench.loop.turn()
+    bench.now += 0.5
+    bench.dispatcher.results(link, Results({"a": b"1"}, infer=1e308))
+    assert bench.told()[-1] == ("a", 200, b"1", b', infer;dur=500.000, batch;desc="1"')
 
 
 def test_jobs_that_come_with_results_are_sent_before_the_answers_are_written() -> None:

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from ventu_lite.batching.jobs import JOB_OVERHEAD, Deadlines, Job, Lane, Parts
+from ventu_lite.batching.jobs import Deadlines, Job, Parts
+from ventu_lite.batching.lanes import Lane
+from ventu_lite.batching.policy import FixedWait
 
 
 def job(number: int, *, size: int = 0, deadline: float = 1.0, state: Any = "waiting") -> Job:
@@ -21,70 +23,6 @@ def numbers(jobs: list[Job]) -> list[int]:
 
 def end(job: Job) -> None:
     job.state = "done"
-
-
-class TestLane:
-    @pytest.mark.parametrize(
-        ("sizes", "batches"),
-        [
-            pytest.param([], [[]], id="empty"),
-            pytest.param([0, 0], [[0, 1], []], id="all-that-wait"),
-            pytest.param([0] * 5, [[0, 1, 2], [3, 4]], id="at-most-3"),
-            pytest.param([50, 50, 1], [[0, 1], [2]], id="at-most-100-bytes"),
-            pytest.param([50, 51, 1], [[0], [1, 2]], id="nobody-overtakes-a-large-job"),
-            pytest.param([100, 100], [[0], [1]], id="as-large-as-may-be"),
-        ],
-    )
-    def test_take(self, sizes: list[int], batches: list[list[int]]) -> None:
-        """Payloads of 100 bytes fit into a batch with one job, of 57 less with each further one."""
-        lane = Lane(3, 100 + 2 * JOB_OVERHEAD)
-        for n, size in enumerate(sizes):
-            # The allowance is for two jobs: make a lone one as large as two are.
-            lane.append(job(n, size=size + JOB_OVERHEAD if size == 100 else size))
-
-        assert [numbers(lane.take()) for _ in batches] == batches
-        assert lane.count == 0
-
-    @pytest.mark.parametrize(
-        ("sizes", "is_full"),
-        [
-            pytest.param([], False, id="empty"),
-            pytest.param([0, 0], False, id="room-for-one-more"),
-            pytest.param([0, 0, 0], True, id="full-by-number"),
-            pytest.param([50, 7], False, id="room-for-an-empty-payload"),
-            pytest.param([50, 8], True, id="full-by-bytes"),
-        ],
-    )
-    def test_is_full(self, sizes: list[int], is_full: bool) -> None:
-        lane = Lane(3, 57 + 3 * JOB_OVERHEAD)
-        for n, size in enumerate(sizes):
-            lane.append(job(n, size=size))
-
-        assert lane.is_full == is_full
-        assert lane.room == 3 - len(sizes)
-
-    def test_since_starts_again_when_nobody_waited(self) -> None:
-        lane = Lane(3, 1000)
-        for queued_at in (1.0, 2.0):
-            lane.append(Job("", b"", 0, queued_at, 9.0, state="waiting"))
-        assert lane.since == 1.0
-        lane.take()
-        lane.append(Job("", b"", 0, 3.0, 9.0, state="waiting"))
-
-        assert lane.since == 3.0
-
-    def test_jobs_that_left_take_no_place(self) -> None:
-        lane = Lane(2, 200)
-        jobs = [job(n, size=50) for n in range(5)]
-        for each in jobs:
-            lane.append(each)
-        for gone in (jobs[0], jobs[2]):
-            end(gone)
-            lane.leave(gone)
-
-        assert lane.count == 3
-        assert numbers(lane.take()) == [1, 3]
-        assert not lane.is_full
 
 
 class TestParts:
@@ -165,7 +103,7 @@ class Payload:
 
 
 def fill_lane(jobs: list[Job]) -> tuple[Lane, Callable[[Job], None]]:
-    lane = Lane(1000, sys.maxsize)
+    lane = Lane(FixedWait(0), 1000, sys.maxsize)
     for each in jobs:
         lane.append(each)
     return lane, lane.leave

@@ -60,6 +60,9 @@ class Policy:
     ) -> float:
         return since + self.max_wait
 
+    def explain(self) -> str:
+        return "as a test wants it"
+
 
 class Model:
     """A batch function that is held up by the item "hold" until it is let go."""
@@ -379,7 +382,7 @@ def test_a_thread_that_dies_while_it_ends_leaves_nobody_waiting() -> None:
         threads.hold()
         (asked,) = threads.start("a")
         policy = Fragile()
-        threads.queue._queue._policy = policy
+        threads.queue._queue._lanes.of(None).policy = policy
         threads.queue._make_policy = lambda: policy
         stopping = threads.pool.submit(threads.queue.stop)
         until = time.monotonic() + PATIENCE
@@ -527,8 +530,32 @@ def test_each_batch_is_told_at_debug(caplog: pytest.LogCaptureFixture) -> None:
         results(asked)
     lines = [r.getMessage() for r in caplog.records if r.getMessage().startswith("released")]
     assert len(lines) == 3
-    assert lines[1].startswith("released a batch of 2 (full): the oldest job waited 0.")
-    assert lines[1].endswith(" s, 1 still wait")
+    assert lines[1].startswith("released 2 job(s) (full): the oldest waited ")
+    assert lines[1].endswith(" ms, 1 still wait; as a test wants it")
+
+
+def test_each_key_fills_its_own_call() -> None:
+    with Threads(key=len) as threads:
+        holder = threads.hold()
+        asked = threads.start("a", "bb", "c", "dd", "e")
+        threads.model.go.set()
+        assert results([*asked, holder]) == ["<a>", "<bb>", "<c>", "<dd>", "<e>", "<hold>"]
+
+    assert threads.model.batches == [["hold"], ["a", "c", "e"], ["bb", "dd"]]
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        pytest.param(lambda item: {}[item], id="raises"),
+        pytest.param(lambda item: [item], id="is-not-hashable"),
+        pytest.param(lambda item: sys.exit("enough"), id="exits"),
+    ],
+)
+def test_an_item_without_a_key_fails_alone(key: Any) -> None:
+    with Threads(key=lambda item: key(item) if item == "bad" else 1) as threads:
+        assert rejected(threads.ask("bad")).status == 500
+        assert threads.ask("good").result == "<good>"
 
 
 # ------------------------------------------------------------------- one by one: no thread

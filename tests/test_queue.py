@@ -197,6 +197,9 @@ class Recorder:
         self.asked = {**facts, "busy": [batch.size for batch in busy]}
         return self.answer
 
+    def explain(self) -> str:
+        return ""
+
 
 class TestAdd:
     def test_beyond_capacity(self) -> None:
@@ -647,3 +650,70 @@ class TestTime:
         assert queue.next_deadline() == 0.5
         queue.abandon(short)
         assert queue.next_deadline() == 2.0
+
+
+class TestKeys:
+    def keyed(self, queue: Queue[str], names: str, now: float = 0.0, timeout: float = 1.0) -> None:
+        """Add one job for each letter; capital letters have another key than small ones."""
+        for name in names:
+            key = name.isupper()
+            queue.add(Job(name * 36, name.encode(), 1, now, now + timeout, key=key))
+
+    def test_keys_never_share_a_batch_and_each_fills_its_own(self) -> None:
+        queue = make_queue(max_wait=0.010)
+        self.keyed(queue, "aAbBc")
+        assert give(queue) == ""
+        self.keyed(queue, "d")
+
+        assert names_of(queue.take(0.0)) == "abcd"
+
+    def test_the_oldest_deadline_goes_first(self) -> None:
+        queue = make_queue()
+        self.keyed(queue, "ab", timeout=3.0)
+        self.keyed(queue, "AB", timeout=2.0)
+
+        assert give(queue) == "AB"
+        assert give(queue, "bob") == "ab"
+
+    def test_the_wait_of_one_key_is_not_that_of_another(self) -> None:
+        queue = make_queue(max_wait=0.010)
+        self.keyed(queue, "a", now=0.0)
+        queue.ready("ann", 0.0)
+        self.keyed(queue, "A", now=0.004)
+        queue.ready("bob", 0.004)
+
+        assert queue.due_at(0.005) == 0.010
+        assert names_of(queue.take(0.010)) == "a"
+        assert queue.due_at(0.010) == 0.014
+
+    def test_a_busy_key_does_not_keep_another_waiting_for_ever(self) -> None:
+        """Each time that the worker comes free, a full batch is there already."""
+        queue = make_queue(max_wait=0.010)
+        self.keyed(queue, "a")
+        queue.ready("ann", 0.0)
+        for now in (0.0, 0.004, 0.008):
+            self.keyed(queue, "BCDE", now)
+            assert names_of(queue.take(now)) == "BCDE"
+            answer(queue, "BCDE", now=now + 0.004)
+        self.keyed(queue, "BCDE", 0.012)
+
+        assert names_of(queue.take(0.012)) == "a"
+
+    def test_the_capacity_is_that_of_all_keys(self) -> None:
+        queue = make_queue()
+        self.keyed(queue, "abcABCDE")
+
+        with pytest.raises(QueueFull):
+            self.keyed(queue, "d")
+
+    def test_each_key_has_a_policy_of_its_own(self) -> None:
+        policies = [FixedWait(0.0), FixedWait(0.5)]
+        queue = make_queue(make_policy=lambda: policies[1])
+        queue.ready("ann", 0.0)
+        self.keyed(queue, "a")
+        assert names_of(queue.take(0.0)) == "a"
+        self.keyed(queue, "A")
+        queue.ready("bob", 0.0)
+
+        assert queue.due_at(0.0) == 0.5
+        assert queue.explain() == "the wait is 0 ms"

@@ -35,6 +35,7 @@ class QueueMachine(RuleBasedStateMachine):
         max_wait=st.sampled_from([0.01, 0.05, 0.05, 0.0]),
         batch_timeout=st.sampled_from([None, 0.3, 0.03]),
         retry=st.sampled_from([True, True, False]),
+        keys=st.sampled_from([1, 1, 2, 3]),
     )
     def start(
         self,
@@ -44,6 +45,7 @@ class QueueMachine(RuleBasedStateMachine):
         max_wait: float,
         batch_timeout: float | None,
         retry: bool,
+        keys: int,
     ) -> None:
         self.queue: Queue[str] = Queue(
             FixedWait(max_wait),
@@ -55,6 +57,7 @@ class QueueMachine(RuleBasedStateMachine):
         )
         self.max_batch_size, self.capacity, self.max_message = max_batch_size, capacity, max_message
         self.max_wait, self.batch_timeout, self.retry = max_wait, batch_timeout, retry
+        self.keys = keys
         self.now = 100.0
         self.draining = False
         self.payloads: dict[str, bytes] = {}
@@ -67,7 +70,8 @@ class QueueMachine(RuleBasedStateMachine):
         self.deaths = 0
         self.deaths_alone: dict[str, int] = {}
         self.doomed: set[str] = set()  # must be told "worker died" at once
-        self.both_since: float | None = None
+        self.both_since: dict[int, float] = {}  # a worker is idle and a job waits, by key
+        self.passed_over: set[int] = set()  # keys whose time goes on while no worker is idle
         self.fresh_before: set[str] = set()
 
     # What is true of the model
@@ -79,20 +83,30 @@ class QueueMachine(RuleBasedStateMachine):
         held = self.held()
         return [id for id in self.open if id not in held]
 
-    def fresh(self) -> list[str]:
-        return [id for id in self.waiting() if id not in self.families]
+    def fresh(self, key: int | None = None) -> list[str]:
+        fresh = [id for id in self.waiting() if id not in self.families]
+        return [id for id in fresh if key is None or self.key_of(id) == key]
+
+    def key_of(self, id: str) -> int:
+        return int(id) % self.keys
 
     def note(self) -> None:
         """Collect what is finished, then note since when a worker is idle while a job waits."""
         for job, outcome in self.queue.finished():
             self.note_outcome(job, outcome)
         assert not self.doomed
-        fresh = set(self.fresh())
-        if not self.idle or not fresh:
-            self.both_since = None
-        elif self.both_since is None or not fresh & self.fresh_before:
-            self.both_since = self.now
-        self.fresh_before = fresh
+        for key in range(self.keys):
+            self.note_time(key, set(self.fresh(key)))
+        self.fresh_before = set(self.fresh())
+
+    def note_time(self, key: int, fresh: set[str]) -> None:
+        if not fresh & self.fresh_before:
+            self.both_since.pop(key, None)
+            self.passed_over.discard(key)
+        if fresh and self.idle:
+            self.both_since.setdefault(key, self.now)
+        elif key not in self.passed_over:
+            self.both_since.pop(key, None)
 
     def note_outcome(self, job: Job, outcome: object) -> None:
         assert self.open.pop(job.id) is job, "finished twice, or after it was abandoned"
@@ -128,7 +142,7 @@ class QueueMachine(RuleBasedStateMachine):
     def add_one(self, size: int, timeout: float) -> None:
         payload = bytes(size)
         id = f"{len(self.payloads):036d}"
-        job = Job(id, payload, size, self.now, self.now + timeout)
+        job = Job(id, payload, size, self.now, self.now + timeout, key=self.key_of(id))
         self.payloads[id] = payload
         alive = [id for id in self.fresh() if self.open[id].deadline > self.now]
         if self.draining:
@@ -254,17 +268,23 @@ class QueueMachine(RuleBasedStateMachine):
     def take(self, data: st.DataObject | None = None) -> None:
         while batch := self.queue.take(self.now):
             self.check_batch(batch)
+            if not any(id in self.families for id in batch.jobs):
+                self.pass_over(self.key_of(next(iter(batch.jobs))))
             self.out[batch.worker] = batch
             self.idle.remove(batch.worker)
             self.note()
         self.note()
         if self.idle and self.waiting():
-            assert self.both_since is not None
             due_at = self.queue.due_at(self.now)
             assert due_at is not None
-            assert self.now < due_at == self.both_since + self.max_wait
+            assert self.now < due_at == min(self.both_since.values()) + self.max_wait
         else:
             assert self.queue.due_at(self.now) is None
+
+    def pass_over(self, taken: int) -> None:
+        """The time of all other keys goes on."""
+        self.passed_over |= {key for key in range(self.keys) if self.fresh(key)}
+        self.passed_over.discard(taken)
 
     # What is true of a batch
 
@@ -294,20 +314,33 @@ class QueueMachine(RuleBasedStateMachine):
         assert len(ids) <= math.ceil(size / 2)
 
     def check_fresh(self, batch: Batch[str], ids: list[str]) -> None:
-        """The oldest jobs, as many as fit; and the reason is true."""
-        waiting = self.fresh()
+        """The oldest jobs of the most urgent key, as many as fit; and the reason is true."""
+        key = self.key_of(ids[0])
+        waiting = self.fresh(key)
         assert ids == waiting[: len(ids)]
         is_cut = len(ids) == min(self.max_batch_size, self.capacity)
         if len(ids) < len(waiting):
             is_cut = is_cut or self.counted_size(waiting[: len(ids) + 1]) > self.max_message
             assert is_cut
-        is_cut = is_cut or self.counted_size(ids) + 43 > self.max_message
-        assert (batch.reason == "full") == is_cut
+        assert (batch.reason == "full") == self.is_full(key)
         if batch.reason == "wait":
-            assert self.both_since is not None
-            assert self.max_wait and self.now >= self.both_since + self.max_wait
+            assert self.max_wait and self.now >= self.both_since[key] + self.max_wait
         elif batch.reason == "idle":
             assert self.draining or not self.max_wait
+        due = [other for other in range(self.keys) if self.is_due(other)]
+        assert key in due
+        assert self.open[ids[0]].deadline == min(self.open[self.fresh(k)[0]].deadline for k in due)
+
+    def is_full(self, key: int) -> bool:
+        waiting = self.fresh(key)
+        most = min(self.max_batch_size, self.capacity)
+        return len(waiting) >= most or self.counted_size(waiting) + 43 > self.max_message
+
+    def is_due(self, key: int) -> bool:
+        if not self.fresh(key):
+            return False
+        is_over = self.now >= self.both_since[key] + self.max_wait
+        return is_over or self.draining or self.is_full(key)
 
     def message_size(self, ids: list[str]) -> int:
         return len(msgpack.packb({id: self.payloads[id] for id in ids}))

@@ -109,6 +109,7 @@ class Runtime:
             metrics=metrics,
             clock=clock,
             timeout=config.timeout,
+            key=self.service.batch_key,
         )
 
     # ------------------------------------------------------------------------ answers

@@ -355,6 +355,12 @@ class Service:
         return min(ceiling or self.config.max_batch_size, self.config.max_batch_size)
 
     @property
+    def batch_key(self) -> Callable[[Any], Hashable] | None:
+        """What tells which items may share a call; ``None`` if all may."""
+        stage = self._stages.get("batch infer")
+        return stage.options.key if stage else None
+
+    @property
     def may_retry(self) -> bool:
         """Whether the model may be called again with the items of a worker that died."""
         stage = self._stages.get("batch infer") or self._stages.get("infer")

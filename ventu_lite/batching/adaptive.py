@@ -89,6 +89,15 @@ class AdaptiveWait:
         """The numbers behind the latest answer of ``due_at``; all 0 before any."""
         return Decision(*self._numbers)
 
+    def explain(self) -> str:
+        """Return the numbers behind the latest answer of ``due_at``, for people."""
+        it = self.last_decision
+        return (
+            f"{it.waiting} waited, {it.expected:.1f} more were expected, {it.wanted} wanted;"
+            f" a job that misses a batch loses {it.loss * 1e3:.3f} ms,"
+            f" to wait for {it.wait * 1e3:.3f} ms gains {it.gain * 1e3:.3f} ms"
+        )
+
     def job_arrived(self, now: float) -> None:
         """Count a job."""
         self._arrived += 1

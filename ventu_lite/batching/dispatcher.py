@@ -72,6 +72,7 @@ class Dispatcher:
         self._metrics = metrics
         self._loop = loop
         self.clock = clock
+        self._tells = log.isEnabledFor(logging.DEBUG)
         self._turn_is_due = False
         self._moment = -math.inf
         self._timer: asyncio.TimerHandle | None = None
@@ -126,7 +127,9 @@ class Dispatcher:
         batch = self.queue.accept(link, results.payloads, now)
         self._hand_out(now)
         self._ask_for_turn()  # for jobs that come in a moment: before the answers are written, too
-        seconds = now - batch.released_at if results.infer is None else results.infer
+        seconds = now - batch.released_at
+        if results.infer is not None:  # it cannot have worked for longer than it had the batch
+            seconds = min(seconds, results.infer)
         timing = b', infer;dur=%.3f, batch;desc="%d"' % (seconds * 1e3, batch.size)
         self._answer(results.rejected, timing)
 
@@ -166,9 +169,22 @@ class Dispatcher:
         metrics = self._metrics
         while batch := self.queue.take(now):
             self._send(batch)
+            if self._tells:
+                self._tell(batch, now)
             metrics.released[batch.reason] += 1
             metrics.batch_size.observe(batch.size)
             metrics.queue_seconds.observe_all([now - job.queued_at for job in batch.jobs.values()])
+
+    def _tell(self, batch: Batch[Link], now: float) -> None:
+        log.debug(
+            "released %d job(s) to %r (%s): the oldest waited %.3f ms, %d still wait; %s",
+            batch.size,
+            batch.worker,
+            batch.reason,
+            (now - next(iter(batch.jobs.values())).queued_at) * 1e3,
+            self.queue.waiting,
+            self.queue.explain(),
+        )
 
     def _send(self, batch: Batch[Link]) -> None:
         batch.worker.send({job.id: job.payload for job in batch.jobs.values()})

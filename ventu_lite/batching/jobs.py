@@ -1,4 +1,4 @@
-"""A job, how it ends, and the orders in which jobs are kept: as they came, by deadline, in parts.
+"""A job, how it ends, and two orders in which jobs are kept: by deadline, and in parts.
 
 No I/O, no clock. Removal is lazy: a job's state says that it has left, its place is cleared when it
 comes to the front, and places without a job are cleared when they outnumber the others. So every
@@ -7,6 +7,7 @@ operation costs O(1) amortised (a deadline out of order O(log n)) and garbage st
 
 import heapq
 from collections import deque
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -18,7 +19,7 @@ State = Literal["new", "waiting", "out", "done"]
 JOB_OVERHEAD: Final = 2 + 36 + 5
 
 #: As many places without a job are not worth clearing.
-_GARBAGE: Final = 64
+GARBAGE: Final = 64
 
 
 @dataclass(slots=True, eq=False)
@@ -33,6 +34,7 @@ class Job:
         queued_at: When it came, in seconds of a monotonic clock.
         deadline: When an answer is of no more use.
         context: Whatever the caller needs to answer it. The queue never looks at it.
+        key: Jobs of different keys never share a batch. Hashable.
         state: "new", "waiting", "out" (at a worker), "done". Only the queue sets it.
         attempts: How often a worker got it.
         released_at: When a worker got it last.
@@ -45,6 +47,7 @@ class Job:
     queued_at: float
     deadline: float
     context: Any = None
+    key: Hashable = None
     state: State = "new"
     attempts: int = 0
     released_at: float = 0.0
@@ -74,74 +77,6 @@ class Failure:
 
 EXPIRED: Final = Failure(504, "expired", "the deadline of the job has passed")
 WORKER_DIED: Final = Failure(500, "worker_died", "worker died")
-
-
-class Lane:
-    """Waiting jobs, in the order in which they came.
-
-    Args:
-        most: Jobs in a batch.
-        most_bytes: Bytes in a batch, with ``JOB_OVERHEAD`` for each job.
-
-    Attributes:
-        count: Jobs that wait.
-        since: Since when at least one has been waiting; stale while ``count`` is 0.
-    """
-
-    __slots__ = ("_most", "_most_bytes", "_places", "_size", "count", "since")
-
-    def __init__(self, most: int, most_bytes: int) -> None:
-        self._most = most
-        self._most_bytes = most_bytes
-        self._places: deque[Job] = deque()
-        self._size = 0
-        self.count = 0
-        self.since = 0.0
-
-    @property
-    def room(self) -> int:
-        """How many jobs could join the next batch, by number alone."""
-        return self._most - self.count
-
-    @property
-    def is_full(self) -> bool:
-        """Whether no job can join the next batch, not even with an empty payload."""
-        return self.count >= self._most or self._size + JOB_OVERHEAD > self._most_bytes
-
-    def append(self, job: Job) -> None:
-        """Put a waiting job at the end."""
-        if not self.count:
-            self.since = job.queued_at
-        self.count += 1
-        self._size += job.size + JOB_OVERHEAD
-        self._places.append(job)
-
-    def leave(self, job: Job) -> None:
-        """Take note that a job of this lane no longer waits; its state says so already."""
-        self.count -= 1
-        self._size -= job.size + JOB_OVERHEAD
-        if len(self._places) > 2 * self.count + _GARBAGE:
-            self._places = deque(job for job in self._places if job.state == "waiting")
-
-    def take(self) -> list[Job]:
-        """Remove and return the jobs of the next batch, oldest first."""
-        places, most_bytes = self._places, self._most_bytes
-        room = self._most
-        taken: list[Job] = []
-        size = 0
-        while places and room:
-            job = places.popleft()
-            if job.state == "waiting":
-                size += job.size + JOB_OVERHEAD
-                if size > most_bytes:
-                    size -= job.size + JOB_OVERHEAD
-                    places.appendleft(job)
-                    break
-                room -= 1
-                taken.append(job)
-        self.count -= len(taken)
-        self._size -= size
-        return taken
 
 
 class Parts:
@@ -216,7 +151,7 @@ class Deadlines:
         """Take note that ``count`` jobs are done; their states say so already."""
         self.count -= count
         self._clear_fronts()
-        if len(self._in_order) + len(self._heap) > 2 * self.count + _GARBAGE:
+        if len(self._in_order) + len(self._heap) > 2 * self.count + GARBAGE:
             self._in_order = deque(job for job in self._in_order if job.state != "done")
             self._heap = [entry for entry in self._heap if entry[2].state != "done"]
             heapq.heapify(self._heap)

@@ -14,7 +14,7 @@ import atexit
 import logging
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import suppress
 from itertools import count
 from typing import Any, Final
@@ -57,6 +57,7 @@ class LocalQueue:
         metrics: What is counted.
         clock: Monotonic seconds; deadlines are read on it.
         timeout: Seconds that a job lasts at most.
+        key: Items of different keys never share a call; each key waits for its own company.
     """
 
     def __init__(
@@ -70,8 +71,10 @@ class LocalQueue:
         metrics: ServiceMetrics,
         clock: Callable[[], float],
         timeout: float,
+        key: Callable[[Any], Hashable] | None = None,
     ) -> None:
         self._infer = infer
+        self._key = key
         self._make_policy = make_policy
         self._max_batch_size = max_batch_size
         self._capacity = capacity
@@ -101,6 +104,7 @@ class LocalQueue:
             max_batch_size=self._max_batch_size,
             capacity=self._capacity,
             max_message=_NO_LIMIT,
+            make_policy=self._make_policy,
         )
         self._queue.ready(_THREAD, self._clock())
 
@@ -114,6 +118,14 @@ class LocalQueue:
             Unavailable: The process is about to end, or has too many threads.
         """
         job = LocalJob(f"{next(self._serials):036x}", item, deadline)
+        if self._key is not None:
+            try:
+                job.key = self._key(item)
+                hash(job.key)
+            except KeyboardInterrupt:
+                raise
+            except BaseException as exc:  # sys.exit() in a key must not end the thread
+                return Answer(Rejected.of(exc), 0.0, 0.0, 0)
         try:
             patience = self._add(job)
             if not job.is_done.acquire(timeout=patience):
@@ -240,8 +252,8 @@ class LocalQueue:
         if log.isEnabledFor(logging.DEBUG):
             waited = batch.released_at - next(iter(batch.jobs.values())).queued_at
             log.debug(
-                "released a batch of %d (%s): the oldest job waited %.6f s, %d still wait",
-                batch.size, batch.reason, waited, self._queue.waiting,
+                "released %d job(s) (%s): the oldest waited %.3f ms, %d still wait; %s",
+                batch.size, batch.reason, waited * 1e3, self._queue.waiting, self._queue.explain(),
             )  # fmt: skip
         began_at = self._clock()
         try:

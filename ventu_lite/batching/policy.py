@@ -67,6 +67,9 @@ class Policy(Protocol):
             busy: The batches that are out at the other workers, oldest first. A view, not a copy.
         """
 
+    def explain(self) -> str:
+        """Return the numbers behind the latest answer of ``due_at``, for people."""
+
 
 @dataclass(frozen=True, slots=True)
 class FixedWait:
@@ -100,3 +103,7 @@ class FixedWait:
     ) -> float:
         """Return the end of the wait."""
         return since + self.max_wait
+
+    def explain(self) -> str:
+        """Return what was set."""
+        return f"the wait is {self.max_wait * 1e3:g} ms"

@@ -17,7 +17,8 @@ and when that timer fires, before this::
     queue.expire(now)
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
 from typing import Any, Final, Generic
 
 from ventu_lite.batching.jobs import (
@@ -28,9 +29,9 @@ from ventu_lite.batching.jobs import (
     Failure,
     Job,
     JobTooLarge,
-    Lane,
     Parts,
 )
+from ventu_lite.batching.lanes import Lane, Lanes
 from ventu_lite.batching.policy import Policy
 from ventu_lite.batching.workers import Batch, DrainRate, Reason, W, Workers
 from ventu_lite.errors import QueueFull, Unavailable
@@ -51,6 +52,9 @@ class Queue(Generic[W]):
     A job that was added is finished exactly once: ``finished`` reports it with its outcome (the
     worker's result, or a ``Failure``), unless ``abandon`` was called first.
 
+    Each key has a lane of its own: its jobs never share a batch with others, and wait for their own
+    company. Of the batches that are due, the one whose oldest job has the earliest deadline goes.
+
     Args:
         policy: When to release a batch that is not full.
         max_batch_size: Jobs in a batch.
@@ -58,6 +62,8 @@ class Queue(Generic[W]):
         max_message: Bytes of a message to a worker; ids and headers are counted with it.
         batch_timeout: Seconds after which ``overdue`` reports a worker; None for never.
         retry: Whether the jobs of a worker that died are tried again.
+        make_policy: Returns a policy for one more key, which may learn nothing from the others;
+            without it all share ``policy``.
     """
 
     def __init__(
@@ -69,14 +75,17 @@ class Queue(Generic[W]):
         max_message: int,
         batch_timeout: float | None = None,
         retry: bool = True,
+        make_policy: Callable[[], Policy] | None = None,
     ) -> None:
-        self._policy = policy
+        self._decided = policy
         self._capacity = capacity
         self._largest = max_message - _MESSAGE_OVERHEAD - JOB_OVERHEAD
         self._batch_timeout = batch_timeout
         self._retry = retry
         # With a smaller capacity a batch is full when nobody else may come.
-        self._lane = Lane(min(max_batch_size, capacity), max_message - _MESSAGE_OVERHEAD)
+        most, most_bytes = min(max_batch_size, capacity), max_message - _MESSAGE_OVERHEAD
+        policies = chain([policy], iter(make_policy or (lambda: policy), None))
+        self._lanes = Lanes(lambda: Lane(next(policies), most, most_bytes))
         self._parts = Parts()
         self._deadlines = Deadlines()
         self._workers: Workers[W] = Workers()
@@ -93,13 +102,13 @@ class Queue(Generic[W]):
             QueueFull: As many jobs wait as may; ``retry_after`` says for how long.
         """
         assert job.state == "new", f"job {job.id} was added before"
-        lane = self._lane
-        if self._is_draining or job.size > self._largest or lane.count >= self._capacity:
+        lanes = self._lanes
+        if self._is_draining or job.size > self._largest or lanes.count >= self._capacity:
             self._check_place(job)
         job.state = "waiting"
-        lane.append(job)
+        lane = lanes.append(job)
         self._deadlines.add(job)
-        self._policy.job_arrived(job.queued_at)
+        lane.policy.job_arrived(job.queued_at)
 
     def abandon(self, job: Job) -> bool:
         """Forget a job whose client has gone; return False if nobody waited for it any more.
@@ -137,14 +146,15 @@ class Queue(Generic[W]):
         if not self._workers.idle:
             return None
         self.expire(now)
-        due_at = self.due_at(now)
-        if due_at is None or now < due_at:
-            return None
         if self._parts.count:
             jobs, is_last_try = self._parts.take()
             return self._release(jobs, "full", now, is_last_try=is_last_try)
-        reason = self._reason(now)
-        jobs = self._lane.take()
+        lane = self._due_lane(now) if self._lanes.count else None
+        if lane is None:
+            return None
+        reason = self._reason(lane, now)
+        self._decided = lane.policy
+        jobs = self._lanes.take(lane, self._workers.idle_since)
         return self._release(jobs, reason, now, is_last_try=False)
 
     def accept(self, worker: W, results: Mapping[str, Any], now: float) -> Batch[W]:
@@ -168,7 +178,7 @@ class Queue(Generic[W]):
             self._try_again(batch, now)
         seconds = now - batch.released_at
         self._rate.add(answered, seconds)
-        self._policy.batch_finished(batch.size, seconds, now)
+        self._policy_of(batch.jobs.values()).batch_finished(batch.size, seconds, now)
         self._workers.finish(batch, now)
         return batch
 
@@ -190,21 +200,15 @@ class Queue(Generic[W]):
 
     def due_at(self, now: float) -> float | None:
         """Return when ``take`` will have a batch if nothing happens before, None for never."""
-        lane, workers = self._lane, self._workers
-        if not workers.idle or not (lane.count or self._parts.count):
+        if not self._workers.idle or not (self._lanes.count or self._parts.count):
             return None
-        if self._parts.count or self._is_draining or lane.is_full:
+        if self._parts.count:
             return now
-        since = self._since()
-        due_at = self._policy.due_at(
-            now,
-            since=since,
-            waiting=lane.count,
-            room=lane.room,
-            idle=len(workers.idle),
-            busy=workers.busy.values(),
-        )
-        return min(due_at, since + self._policy.max_wait)
+        return min([self._lane_due_at(lane, now) for lane in self._lanes.with_jobs()])
+
+    def explain(self) -> str:
+        """Return the numbers behind the latest batch that was not tried before, for people."""
+        return self._decided.explain()
 
     def next_deadline(self) -> float | None:
         """Return when ``expire`` will have something to do, None for never."""
@@ -241,7 +245,7 @@ class Queue(Generic[W]):
     @property
     def waiting(self) -> int:
         """The number of waiting jobs, those that are tried again included."""
-        return self._lane.count + self._parts.count
+        return self._lanes.count + self._parts.count
 
     def _check_place(self, job: Job) -> None:
         """Refuse a job, unless only expired ones are in its way."""
@@ -250,28 +254,50 @@ class Queue(Generic[W]):
         if job.size > self._largest:
             raise JobTooLarge(f"payload of {job.size} bytes, expected at most {self._largest}")
         self.expire(job.queued_at)
-        if self._lane.count >= self._capacity:
+        if self._lanes.count >= self._capacity:
             raise QueueFull(f"{self._capacity} jobs wait already", retry_after=self._retry_after())
 
     def _retry_after(self) -> float:
         """Return how long the workers of this moment, or one, take for the jobs that wait."""
         return self._rate.seconds_for(self.waiting, workers=max(1, len(self._workers)))
 
-    def _since(self) -> float:
-        """Return since when a worker has been idle while a job waited, if both are there now."""
-        return max(self._lane.since, self._workers.idle_since)
+    def _due_lane(self, now: float) -> Lane | None:
+        """Return the lane whose batch goes next, None while none is due; some job has to wait."""
+        due = [lane for lane in self._lanes.with_jobs() if self._lane_due_at(lane, now) <= now]
+        return min(due, key=lambda lane: lane.deadline) if due else None
 
-    def _reason(self, now: float) -> Reason:
-        """Return why the lane's next batch, which is due, is released."""
-        if self._lane.is_full:
+    def _lane_due_at(self, lane: Lane, now: float) -> float:
+        """Return when the next batch of a lane goes; a job waits in it, and a worker is idle."""
+        if lane.is_full or self._is_draining:
+            return now
+        policy, workers = lane.policy, self._workers
+        since = lane.idle_since(workers.idle_since)
+        due_at = policy.due_at(
+            now,
+            since=since,
+            waiting=lane.count,
+            room=lane.room,
+            idle=len(workers.idle),
+            busy=workers.busy.values(),
+        )
+        return min(due_at, since + policy.max_wait)
+
+    def _reason(self, lane: Lane, now: float) -> Reason:
+        """Return why a lane's next batch, which is due, is released."""
+        if lane.is_full:
             return "full"
-        max_wait = self._policy.max_wait
-        return "wait" if max_wait and now >= self._since() + max_wait else "idle"
+        max_wait = lane.policy.max_wait
+        since = lane.idle_since(self._workers.idle_since)
+        return "wait" if max_wait and now >= since + max_wait else "idle"
+
+    def _policy_of(self, jobs: Iterable[Job]) -> Policy:
+        """Return the policy of jobs that share a key; there has to be one."""
+        return self._lanes.of(next(iter(jobs)).key).policy
 
     def _release(
         self, jobs: list[Job], reason: Reason, now: float, *, is_last_try: bool
     ) -> Batch[W]:
-        self._policy.batch_released(len(jobs), now)
+        self._policy_of(jobs).batch_released(len(jobs), now)
         return self._workers.give(jobs, reason, now, is_last_try=is_last_try)
 
     def _answer(self, batch: Batch[W], results: Mapping[str, Any]) -> int:
@@ -315,4 +341,4 @@ class Queue(Generic[W]):
         if job.attempts:
             self._parts.leave()
         else:
-            self._lane.leave(job)
+            self._lanes.leave(job)
