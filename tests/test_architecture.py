@@ -40,6 +40,7 @@ CORE = [
     "buckets",
     "room",
     "metrics",
+    "asking",
     "service",
     "batching.jobs",
     "batching.policy",

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         VentuError,
     )
     from .examples import Example
+    from .outcomes import InferenceFailed
     from .service import Service
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "Example",
+    "InferenceFailed",
     "InvalidPayload",
     "JobExpired",
     "MalformedPayload",
@@ -52,7 +54,12 @@ __all__ = [
     "VentuError",
 ]
 
-_HOMES = {"Config": "config", "Example": "examples", "Service": "service"}
+_HOMES = {
+    "Config": "config",
+    "Example": "examples",
+    "InferenceFailed": "outcomes",
+    "Service": "service",
+}
 
 
 def __getattr__(name: str) -> Any:

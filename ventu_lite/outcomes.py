@@ -1,16 +1,53 @@
 """What becomes of one item: its bytes, or a ``Rejected`` that stays at the item's own place."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from werkzeug.exceptions import HTTPException
 
+from .codecs import PROBLEM_TYPE
 from .errors import InvalidPayload, JobExpired, PayloadError
+from .problems import encode_problem, problem
 
 Reason = Literal["invalid", "failed", "expired"]
 
 # Nothing of an unexpected exception may reach a client: its text can hold anybody's data.
 UNEXPECTED = "the service failed on this request; its log says why, under this instance"
+
+
+class InferenceFailed(HTTPException):
+    """One request of ``Service.ask`` failed.
+
+    Where a route does not catch it, Flask answers with the status and the problem document that
+    ``POST /inference`` would have given. In a process that runs the stages itself, ``__cause__`` is
+    the exception of the stage.
+
+    Attributes:
+        code: The HTTP status, 400 to 599.
+        description: What a client may read.
+        extra: Further members of the problem document, such as ``errors``.
+        retry_after: Seconds after which a new try makes sense, if that is known.
+    """
+
+    retry_after: float | None = None
+
+    def __init__(self, status: int, detail: str, extra: dict[str, Any] | None = None) -> None:
+        super().__init__(detail)
+        self.code = status
+        self.extra = extra or {}
+
+    def get_body(self, *args: Any) -> str:
+        """Return the problem document; see werkzeug for the arguments."""
+        document = problem(self.code or 500, self.description or "", **self.extra)
+        return encode_problem(document, "json").decode()
+
+    def get_headers(self, *args: Any) -> list[tuple[str, str]]:
+        """Return the headers of the response; see werkzeug for the arguments."""
+        headers = [("Content-Type", PROBLEM_TYPE["json"])]
+        if self.retry_after is not None:
+            headers.append(("Retry-After", str(math.ceil(self.retry_after))))
+        return headers
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +83,8 @@ class Rejected:
             return cls(exc.status, str(exc), "invalid", exc)
         if isinstance(exc, JobExpired):
             return cls(exc.status, str(exc), "expired", exc)
+        if isinstance(exc, InferenceFailed):
+            return cls(exc.code or 500, exc.description or "", "failed", exc, exc.extra)
         if isinstance(exc, HTTPException):
             return cls._of_http(exc)
         return cls(500, UNEXPECTED, "failed", exc)

@@ -9,10 +9,12 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from .asking import failure_of, payload_of, response_of
 from .batching.choose import make_policy
 from .batching.direct import AtOnce, OneByOne
 from .batching.local import LocalQueue
 from .batching.local_jobs import Answer, expired
+from .codecs import sniff
 from .config import Codec
 from .errors import QueueFull, VentuError
 from .health import Health, HealthCheck
@@ -28,11 +30,18 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+#: Has payloads inferred within so many seconds; returns for each the status and what was said.
+AskWorkers = Callable[[Sequence[bytes], float], list[tuple[int, bytes | str]]]
+
+
 class Model(Protocol):
     """Calls the model for the items of many threads, together or one by one."""
 
     def ask(self, item: Any, deadline: float) -> Answer:
         """Have one item inferred; see ``LocalQueue.ask``."""
+
+    def ask_all(self, items: Sequence[Any], deadline: float) -> list[Answer]:
+        """Have items inferred; see ``LocalQueue.ask_all``."""
 
 
 class Reply(NamedTuple):  # three times as quick to make as a frozen dataclass
@@ -76,6 +85,7 @@ class Runtime:
         self._checks = HealthCheck(service, self.startup, self._turns, clock)
         self._use(service.pipeline(prefer_batch=False, clock=clock))
         self._answers_http = False
+        self._ask_workers: AskWorkers | None = None
         self._set_up_in: int | None = None
 
     def use_batch_function(self) -> None:
@@ -165,6 +175,52 @@ class Runtime:
     def _counted(self, rejected: Rejected) -> Rejected:
         self.metrics.rejected(rejected.reason)
         return rejected
+
+    def use_workers(self, ask: AskWorkers) -> None:
+        """Have ``ask_all`` answered by workers elsewhere: this process only forwards."""
+        self._ask_workers = ask
+
+    def ask_all(self, values: Sequence[Any], seconds: float) -> list[Any]:
+        """Have Python values answered as ``POST /inference`` answers payloads.
+
+        Returns:
+            For each value the response, or an ``InferenceFailed``.
+
+        Raises:
+            VentuError: As ``answer``, or there is no place for all of them.
+        """
+        if self._ask_workers is not None:
+            return self._ask_elsewhere(self._ask_workers, values, seconds)
+        deadline = self.clock() + seconds
+        if not self.startup.is_ready:
+            self.startup.wait(seconds)
+        pipeline = self.pipeline
+        results = [pipeline.prepare_value(value) for value in values]
+        places = [n for n, item in enumerate(results) if not isinstance(item, Rejected)]
+        answers = self._model.ask_all([results[n] for n in places], deadline)
+        for n, answer in zip(places, answers, strict=True):
+            results[n] = pipeline.finish_value(answer.result)
+        return [
+            failure_of(self._counted(result)) if isinstance(result, Rejected) else result
+            for result in results
+        ]
+
+    def _ask_elsewhere(self, ask: AskWorkers, values: Sequence[Any], seconds: float) -> list[Any]:
+        schemas, setting = self.service.compose(), self.service.config.codec
+        answers: list[Any] = []
+        payloads: list[bytes] = []
+        for value in values:
+            try:
+                payloads.append(payload_of(value, schemas.request, setting))
+                answers.append(None)
+            except Exception as exc:
+                answers.append(failure_of(Rejected.of(exc)))
+        said = iter(ask(payloads, seconds) if payloads else [])
+        codecs = iter([self._codec or sniff(payload) for payload in payloads])
+        return [
+            response_of(*next(said), next(codecs), schemas.response) if answer is None else answer
+            for answer in answers
+        ]
 
     def run(self, payloads: Sequence[bytes]) -> Run:
         """Take a batch all the way, as a worker does; set-up must have succeeded."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from flask import Flask
 
 from .addresses import MAX_PATH, Address, UnixAddress
+from .batching.asking import Asker
 from .batching.hooks import prefixes_of, skipped_by_serve
 from .batching.http import run
 from .batching.links import WorkerLink, log_change
@@ -112,6 +113,7 @@ class _Front:
         self._supervisor = supervisor = self._make_supervisor()
         routes = WSGIRoutes(self._plan.app.wsgi_app, self._config.host)
         self._batching = batching = self._make_batching(routes)
+        self._plan.service.runtime.use_workers(Asker(batching.dispatcher))
         with StopSignals() as signals:
             signals.on_second(batching.abort)
             signals.on_second(supervisor.kill_all)
@@ -171,7 +173,10 @@ class _Front:
 
 
 def _why_not_here(name: str) -> str:
-    return f"this process only forwards requests of the service {name!r}; it runs no stage itself"
+    return (
+        f"this process only forwards requests of the service {name!r}; it runs no stage itself."
+        " In a route of your own, call service.ask instead of service.predict"
+    )
 
 
 def _max_batch_size(service: "Service", config: Config) -> int:

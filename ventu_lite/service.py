@@ -5,7 +5,7 @@ called, so that importing a user's file stays cheap and a worker never imports w
 need.
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -407,6 +407,42 @@ class Service:
             ``predict`` would raise.
         """
         return self.runtime.predict(data, prefer_batch=True)
+
+    def ask(self, data: Any, *, timeout: float | None = None) -> Any:
+        """Have one request answered as ``POST /inference`` would, for routes of your own.
+
+        It shares a batch with the requests of others; under ``serve`` a worker answers it.
+
+        Args:
+            data: What a client would send, as a Python value or an instance of the schema.
+            timeout: Seconds that it may take, at most the setting ``timeout``.
+
+        Raises:
+            InferenceFailed: It failed. An ``HTTPException``: a route may let it pass.
+        """
+        (answer,) = self.ask_all([data], timeout=timeout)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def ask_all(self, data: Sequence[Any], *, timeout: float | None = None) -> list[Any]:
+        """Have many requests answered at once, each as with ``ask``.
+
+        Args:
+            data: *n* requests.
+            timeout: Seconds that they may take together, at most the setting ``timeout``.
+
+        Returns:
+            *n* responses in the same order; in place of one that failed, the ``InferenceFailed``.
+
+        Raises:
+            InferenceFailed: There is no place for all of them, or no model is ready.
+        """
+        from .asking import failed_together
+
+        seconds = min(timeout or self.config.timeout, self.config.timeout)
+        with failed_together():
+            return self.runtime.ask_all(list(data), seconds)
 
     def health_check(self, batch: bool = False) -> "Health":
         """Run the examples and say how it went.

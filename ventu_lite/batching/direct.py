@@ -1,7 +1,7 @@
 """Calls of a model in the thread of the request, where there are no batches to form."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ventu_lite.batching.local_jobs import Answer, Infer, expired
@@ -38,6 +38,10 @@ class AtOnce:
         seconds = clock() - began_at
         self._metrics.stage("infer", "single", seconds)
         return Answer(result, 0.0, seconds, 1)
+
+    def ask_all(self, items: Sequence[Any], deadline: float) -> list[Answer]:
+        """Have items inferred, one after the other."""
+        return [self.ask(item, deadline) for item in items]
 
 
 class OneByOne:
@@ -95,6 +99,10 @@ class OneByOne:
         self._metrics.queue_seconds.observe(began_at - queued_at)
         self._metrics.batch(1, "full", seconds)
         return Answer(result, began_at - queued_at, seconds, 1)
+
+    def ask_all(self, items: Sequence[Any], deadline: float) -> list[Answer]:
+        """Have items inferred, one after the other; see ``ask``."""
+        return [self.ask(item, deadline) for item in items]
 
     def _wait(self, patience: float) -> bool:
         """Wait for a turn; return whether it came."""

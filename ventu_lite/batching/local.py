@@ -14,7 +14,7 @@ import atexit
 import logging
 import math
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from itertools import count
 from typing import Any, Final
@@ -24,7 +24,7 @@ from ventu_lite.batching.local_jobs import Answer, Infer, LocalJob, WakeUps, exp
 from ventu_lite.batching.policy import Policy
 from ventu_lite.batching.queue import Queue
 from ventu_lite.batching.workers import Batch
-from ventu_lite.errors import Unavailable
+from ventu_lite.errors import Unavailable, VentuError
 from ventu_lite.metrics import ServiceMetrics
 from ventu_lite.outcomes import Rejected
 from ventu_lite.startup import reset_after_fork
@@ -117,15 +117,9 @@ class LocalQueue:
             QueueFull: As many jobs wait as may.
             Unavailable: The process is about to end, or has too many threads.
         """
-        job = LocalJob(f"{next(self._serials):036x}", item, deadline)
-        if self._key is not None:
-            try:
-                job.key = self._key(item)
-                hash(job.key)
-            except KeyboardInterrupt:
-                raise
-            except BaseException as exc:  # sys.exit() in a key must not end the thread
-                return Answer(Rejected.of(exc), 0.0, 0.0, 0)
+        job = self._make_job(item, deadline)
+        if isinstance(job, Answer):
+            return job
         try:
             patience = self._add(job)
             if not job.is_done.acquire(timeout=patience):
@@ -138,6 +132,49 @@ class LocalQueue:
         finally:
             self._wake_ups.leave(job)
         return self._answer_of(job)
+
+    def ask_all(self, items: Sequence[Any], deadline: float) -> list[Answer]:
+        """Have items inferred, in one batch or several, and wait until their deadline.
+
+        Raises:
+            QueueFull: There is no place for all of them; none is inferred.
+            Unavailable: As ``ask``.
+            VentuError: The model asks itself.
+        """
+        if threading.current_thread() is self._thread:
+            raise VentuError("a batch function must not ask its own service: it waits for it")
+        asked = [self._make_job(item, deadline) for item in items]
+        jobs = [job for job in asked if isinstance(job, LocalJob)]
+        try:
+            for job in jobs:
+                self._add(job)
+            for job in jobs:
+                if not job.is_done.acquire(timeout=_patience(deadline - self._clock())):
+                    self._expire(job)
+                self._wake_ups.leave(job)
+        except BaseException:
+            with self._changed:
+                for job in jobs:
+                    self._queue.abandon(job)
+                self._release()
+            raise
+        finally:
+            for job in jobs:
+                self._wake_ups.leave(job)
+        return [self._answer_of(one) if isinstance(one, LocalJob) else one for one in asked]
+
+    def _make_job(self, item: Any, deadline: float) -> LocalJob | Answer:
+        """Return a job for an item, or the answer if its key cannot be told."""
+        job = LocalJob(f"{next(self._serials):036x}", item, deadline)
+        if self._key is not None:
+            try:
+                job.key = self._key(item)
+                hash(job.key)
+            except KeyboardInterrupt:
+                raise
+            except BaseException as exc:  # sys.exit() in a key must not end the thread
+                return Answer(Rejected.of(exc), 0.0, 0.0, 0)
+        return job
 
     def _add(self, job: LocalJob) -> float:
         """Let a job wait; return the seconds until its deadline."""

@@ -1,0 +1,255 @@
+"""``service.ask`` in routes of the user's own: in one process, and where workers run the stages."""
+
+import asyncio
+import json
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flask import Flask, abort
+from processes import TIMEOUT, serve
+from pydantic import BaseModel, Field
+
+from ventu_lite import InferenceFailed, Service
+from ventu_lite.asking import payload_of, response_of
+from ventu_lite.batching.asking import Asker
+from ventu_lite.batching.dispatcher import Dispatcher
+from ventu_lite.batching.policy import FixedWait
+from ventu_lite.batching.queue import Queue
+from ventu_lite.batching.tally import FrontMetrics
+from ventu_lite.codecs import sniff
+from ventu_lite.config import CodecSetting
+from ventu_lite.errors import QueueFull
+from ventu_lite.validation import Schema
+
+
+class Upper(BaseModel):
+    """Bytes, and a name of its own outside: what JSON or a lazy copy would spoil."""
+
+    text: bytes = Field(alias="theText")
+
+
+def upper_service(name: str, **settings: Any) -> tuple[Service, list[list[bytes]]]:
+    service = Service(name, max_wait=0.05, max_wait_policy="fixed", **settings)
+    batches: list[list[bytes]] = []
+
+    @service.infer(batch=True)
+    def upper(batch: list[Upper]) -> list[Upper]:
+        batches.append([item.text for item in batch])
+        if b"bad" in batches[-1]:
+            raise RuntimeError("a secret")
+        return [Upper(theText=item.text.upper()) for item in batch]
+
+    return service, batches
+
+
+def failure(service: Service, data: Any, **options: Any) -> InferenceFailed:
+    with pytest.raises(InferenceFailed) as caught:
+        service.ask(data, **options)
+    return caught.value
+
+
+class TestInOneProcess:
+    def test_one(self) -> None:
+        service, _ = upper_service("ask one")
+        assert service.ask({"theText": b"\xffa"}) == Upper(theText=b"\xffA")
+        assert service.ask(Upper(theText=b"a")) == Upper(theText=b"A")
+
+    def test_many_share_a_batch(self) -> None:
+        service, batches = upper_service("ask many")
+        answers = service.ask_all([{"theText": b"a"}, {"theText": b"b"}, {"theText": b"c"}])
+        assert answers == [Upper(theText=b"A"), Upper(theText=b"B"), Upper(theText=b"C")]
+        assert batches == [[b"a", b"b", b"c"]]
+
+    def test_threads_share_a_batch(self) -> None:
+        service, batches = upper_service("ask threads", max_batch_size=8)
+        with ThreadPoolExecutor(8) as pool:
+            asked = [pool.submit(service.ask, {"theText": b"%d" % n}) for n in range(8)]
+            assert [each.result(TIMEOUT).text for each in asked] == [b"%d" % n for n in range(8)]
+        assert len(batches) < 8
+
+    def test_the_bad_ones_fail_alone(self) -> None:
+        service, _ = upper_service("ask bad")
+        good, bad, odd, again = service.ask_all(
+            [{"theText": b"a"}, {"theText": b"bad"}, {"text_": 1}, {"theText": b"b"}]
+        )
+        assert (good, again) == (Upper(theText=b"A"), Upper(theText=b"B"))
+        assert (bad.code, odd.code) == (500, 422)
+        assert "secret" not in bad.description
+        assert isinstance(bad.__cause__, RuntimeError)
+        assert odd.extra["error_count"] == 1
+
+    def test_nothing(self) -> None:
+        service, batches = upper_service("ask nothing")
+        assert service.ask_all([]) == []
+        assert batches == []
+
+    def test_a_full_queue_takes_none(self) -> None:
+        service, batches = upper_service("ask full", capacity=2)
+        with pytest.raises(InferenceFailed) as caught:
+            service.ask_all([{"theText": b"a"}] * 3)
+        assert caught.value.code == 429
+        assert caught.value.get_response().headers["Retry-After"] == "1"
+        assert service.ask({"theText": b"b"}).text == b"B"
+        assert batches == [[b"b"]]
+
+    def test_a_deadline(self) -> None:
+        service = Service("ask late", request=str, response=str, timeout=30)
+        go = threading.Event()
+
+        @service.infer(batch=True)
+        def slow(batch: list[str]) -> list[str]:
+            assert go.wait(TIMEOUT)
+            return batch
+
+        try:
+            assert failure(service, "a", timeout=0.05).code == 504
+        finally:
+            go.set()
+
+    def test_a_model_that_asks_itself_is_told(self) -> None:
+        service = Service("ask itself", request=str, response=str)
+
+        @service.infer(batch=True)
+        def ask(batch: list[str]) -> list[str]:
+            return service.ask_all(batch)
+
+        failed = failure(service, "a")
+        assert failed.code == 500
+        assert "must not ask its own service" in str(failed.__cause__)
+
+    @pytest.mark.parametrize("options", [{}, {"batch": True, "max_batch_size": 1}])
+    def test_without_batches(self, options: dict[str, Any]) -> None:
+        service = Service("ask alone", request=str, response=str)
+        service.add_stage("infer", lambda given: given, **options)
+        assert service.ask_all(["a", "b"]) == ["a", "b"]
+
+    def test_a_set_up_that_fails(self) -> None:
+        service, _ = upper_service("ask before")
+
+        @service.setup
+        def load() -> None:
+            raise OSError("no weights")
+
+        failed = failure(service, {"theText": b"a"})
+        assert (failed.code, "weights" in (failed.description or "")) == (503, False)
+
+    def test_an_item_for_which_a_stage_aborts(self) -> None:
+        service = Service("ask abort", request=str, response=str)
+
+        @service.preprocess
+        def look_up(text: str) -> str:
+            abort(404, "no such text")
+
+        service.add_stage("infer", str.upper)
+        failed = failure(service, "a")
+        assert (failed.code, failed.description) == (404, "no such text")
+
+
+def test_a_route_may_let_a_failure_pass() -> None:
+    service, _ = upper_service("ask route")
+    app = Flask(__name__)
+
+    @app.get("/own/<text>")
+    def own(text: str) -> str:
+        return str(service.ask({"theText": text.encode() if text != "odd" else 1}).text)
+
+    client = app.test_client()
+    assert client.get("/own/a").text == "b'A'"
+    answer = client.get("/own/odd")
+    assert (answer.status_code, answer.content_type) == (422, "application/problem+json")
+    assert answer.get_json()["error_count"] == 1
+
+
+@pytest.mark.parametrize("setting", ["auto", "json", "msgpack"])
+@pytest.mark.parametrize("value", [5, "text", [1.5, None], {"a": [1]}, np.arange(3)])
+def test_a_payload_can_be_read_by_a_worker(setting: CodecSetting, value: Any) -> None:
+    """A worker goes by the first byte: 5 looks like a control character of JSON, 48 like "0"."""
+    schema = Schema(Any)
+    payload = payload_of(value, schema, setting)
+    codec = sniff(payload) if setting == "auto" else setting
+    read = schema.parse(payload, codec)
+    assert np.array_equal(read, value) if isinstance(value, np.ndarray) else read == value
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "expected"),
+    [
+        pytest.param(200, b'"a"', "a", id="response"),
+        pytest.param(200, b"5", (500, None), id="response-of-another-schema"),
+        pytest.param(422, b'{"detail": "no", "errors": []}', (422, "no"), id="problem"),
+        pytest.param(500, b"oh dear", (500, None), id="words-of-its-own"),
+        pytest.param(504, "too late", (504, "too late"), id="no-worker"),
+    ],
+)
+def test_what_comes_of_an_answer(status: int, said: bytes | str, expected: Any) -> None:
+    answer = response_of(status, said, "json", Schema(str))
+    if isinstance(expected, str):
+        assert answer == expected
+        return
+    assert isinstance(answer, InferenceFailed)
+    code, detail = expected
+    assert answer.code == code
+    assert detail is None or answer.description == detail
+
+
+APP = """
+import os
+from ventu_lite import Service
+
+service = Service("own", request=str, response=str, capacity=4)
+
+@service.infer(batch=True)
+def act(batch):
+    return [1 if text == "odd" else f"{text.upper()} {os.getpid()} {len(batch)}" for text in batch]
+
+app = service.app
+
+@app.get("/own/<texts>")
+def own(texts):
+    answers = service.ask_all(texts.split(","))
+    return [getattr(answer, "code", answer) for answer in answers]
+
+@app.get("/front")
+def front():
+    return str(os.getpid())
+"""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    folder: Path = tmp_path_factory.mktemp("own")
+    (folder / "app.py").write_text(APP)
+    with serve("app.py", "--workers=1", cwd=folder) as it:
+        it.process.wait_for("ready on")
+        yield it
+
+
+class TestUnderServe:
+    def test_a_worker_answers_in_one_batch(self, server: Any) -> None:
+        a, b, odd = json.loads(server.get("/own/a,b,odd").body)
+        assert (a.split()[::2], b.split()[::2], odd) == (["A", "3"], ["B", "3"], 500)
+        assert a.split()[1].encode() != server.get("/front").body
+
+    def test_more_than_there_is_place_for(self, server: Any) -> None:
+        answer = server.get("/own/a,b,c,d,e")
+        assert (answer.status, answer.headers["Retry-After"]) == (429, "1"), answer.body
+        assert server.get("/own/a").status == 200
+
+
+def test_the_front_takes_all_or_none() -> None:
+    """Of one call that finds no place nothing may be left in the queue."""
+
+    async def main() -> int:
+        queue: Queue[Any] = Queue(FixedWait(0), max_batch_size=8, capacity=2, max_message=1 << 20)
+        metrics = FrontMetrics("x", waiting=lambda: 0, workers=dict)
+        asker = Asker(Dispatcher(queue, metrics, asyncio.get_running_loop()))
+        with pytest.raises(QueueFull):
+            await asyncio.to_thread(asker, [b"1", b"2", b"3"], 5.0)
+        return queue.waiting
+
+    assert asyncio.run(main()) == 0
