@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT / "samples" / "sentiment.py"
 
 # Generous: it only has to end a test that hangs, on a machine that is busy with others.
-TIMEOUT = 30.0
+TIMEOUT = 60.0
 
 # What a developer has in his shell must not choose the app or the settings of a test.
 _OURS = re.compile("FLASK_|VENTU_|PROMETHEUS_|XDG_RUNTIME_DIR|GUNICORN_")
@@ -291,11 +291,23 @@ def gunicorn(
 
 @contextlib.contextmanager
 def serve(
-    app: str | Path, *options: str, cwd: Path | None = None, env: Mapping[str, str] | None = None
+    app: str | Path,
+    *options: str,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    files: bool = False,
 ) -> Iterator[Server]:
-    """``serve`` on a free port; every process and file of it must be gone at the end."""
+    """``serve`` on a free port; every process and file of it must be gone at the end.
+
+    Args:
+        app: What to serve.
+        options: More of the command line.
+        cwd: Where it runs.
+        env: Variables to add to its environment.
+        files: Whether temporary files may be left: some libraries do that.
+    """
     arguments = ("-m", "ventu_lite", "--app", app, "serve", "--port", "0", *options)
-    with nothing_left() as mark:
+    with nothing_left(files=files) as mark:
         with Process(*arguments, cwd=cwd, env=mark | dict(env or {})) as process:
             yield Server(process, int(process.wait_for(r"listening on http://localhost:(\d+)")[1]))
 

@@ -1,0 +1,54 @@
+"""Post pictures with one line of text each to `samples/ocr.py`, and print what they say.
+
+`python samples/ocr_client.py line.png [more.png ...] [--url http://localhost:5000]`
+"""
+
+import argparse
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import msgpack
+
+
+def read(url: str, image: bytes) -> str:
+    """Return the text in a picture.
+
+    Raises:
+        urllib.error.URLError: There is no answer, or it is no good one.
+    """
+    asked = urllib.request.Request(
+        f"{url.rstrip('/')}/inference",
+        data=msgpack.packb({"image": image}),
+        headers={"Content-Type": "application/msgpack"},
+    )
+    with urllib.request.urlopen(asked, timeout=30) as answer:
+        line = msgpack.unpackb(answer.read())
+    return f"{line['text']}  ({line['confidence']:.0%})"
+
+
+def main() -> int:
+    """Read the pictures that the command line names; return the exit code."""
+    parser = argparse.ArgumentParser(description="Print the text in pictures.")
+    parser.add_argument("pictures", nargs="+", type=Path, help="PNG or JPEG, one line of text each")
+    parser.add_argument("--url", default="http://localhost:5000", help="where samples/ocr.py runs")
+    options = parser.parse_args()
+    failed = 0
+    for path in options.pictures:
+        try:
+            print(f"{path.name}: {read(options.url, path.read_bytes())}")
+        except urllib.error.HTTPError as exc:
+            failed += 1
+            detail = msgpack.unpackb(exc.read())["detail"]
+            print(f"{path.name}: {exc.code}: {detail}", file=sys.stderr)
+        except OSError as exc:
+            failed += 1
+            print(
+                f"{path.name}: {exc}; is samples/ocr.py running at {options.url}?", file=sys.stderr
+            )
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
