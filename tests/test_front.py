@@ -387,7 +387,10 @@ REFUSALS = [
     pytest.param(post(JSON, b"X-Request-Timeout: nan"), 400, "positive", id="timeout-nan"),
     pytest.param(post(JSON, b"X-Request-Timeout: inf"), 400, "positive", id="timeout-infinite"),
     pytest.param(post(JSON, b"X-Request-Timeout: soon"), 400, "positive", id="timeout-text"),
-    pytest.param(post(JSON, body=b"x" * 960), 413, "at most 952", id="too-large-for-a-message"),
+    pytest.param(post(JSON, body=PACKED), 400, "not begin like json", id="json-label"),
+    pytest.param(post(MSGPACK), 400, "not begin like msgpack", id="msgpack-label"),
+    pytest.param(post(JSON, b"X-Request-Timeout: 1_0"), 400, "positive", id="timeout-underscore"),
+    pytest.param(post(JSON, body=b"1" * 960), 413, "at most 952", id="too-large-for-a-message"),
 ]
 
 
@@ -515,7 +518,8 @@ def test_a_query_does_not_matter() -> None:
         pytest.param(b"POST /inference", [JSON], 401, id="key"),
         pytest.param(b"PUT /inference", [JSON], 405, id="method"),
         pytest.param(b"POST /health", [], 405, id="probe"),
-        pytest.param(b"POST /elsewhere", [], 405, id="elsewhere"),
+        pytest.param(b"POST /", [], 405, id="home"),
+        pytest.param(b"POST /elsewhere", [], 404, id="elsewhere"),
     ],
 )
 def test_a_body_that_is_not_worth_reading_is_not_read(
@@ -758,6 +762,19 @@ def test_get_routes_know_head_and_nothing_else(target: bytes) -> None:
         assert int(response.headers["content-length"]) > 0
         response = await site.get(post(JSON, target=target))
         assert (response.status, response.headers["allow"]) == (405, "get, head")
+        response = await site.get(ask(b"OPTIONS", target))
+        assert (response.status, response.headers["allow"]) == (200, "get, head, options")
+
+    play(scenario)
+
+
+def test_a_path_may_be_percent_encoded() -> None:
+    """WSGI servers decode it, so the same clients must be served here."""
+
+    async def scenario(site: Site) -> None:
+        assert (await site.get(ask(b"GET", b"/%6Civez"))).json == {"status": "alive"}
+        assert (await site.infer(post(JSON, target=b"/%69nference"))).status == 200
+        assert is_problem(await site.get(ask(b"GET", b"/livez%3Fa")), 404, "no such route")
 
     play(scenario)
 

@@ -1,6 +1,7 @@
 """``POST /inference``: every status, header and codec, as a client sees them."""
 
 import http.client
+import io
 import json
 import logging
 import re
@@ -190,6 +191,18 @@ def test_a_body_that_does_not_arrive_is_400() -> None:
         connection.sock.shutdown(1)
         assert connection.getresponse().status == 400
         connection.close()
+
+
+def test_a_body_that_the_server_cannot_read_is_400() -> None:
+    """Each WSGI server has exceptions of its own for malformed chunks."""
+
+    class Malformed(io.BytesIO):
+        def readinto(self, buffer: Any, /) -> int:
+            raise LookupError("invalid chunk size")
+
+    stream = Malformed(b'"abcdef"')
+    response = make_client().post("/inference", input_stream=stream, content_length=8)
+    assert "malformed" in problem(response, 400)["detail"]
 
 
 def test_404_and_405_of_its_own_app_are_problems() -> None:

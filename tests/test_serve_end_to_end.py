@@ -543,10 +543,14 @@ def disturb(address: tuple[str, int] | str, valid: list[bytes], seed: int, count
 
 
 def test_strangers_who_talk_nonsense_disturb_nobody(directory: Path) -> None:
-    """Honest clients are answered, and right, however others use the two doors."""
+    """Honest clients are answered, and right, however others use the two doors.
+
+    Without a secret whoever connects may be given a job, and a second one the same job again.
+    """
     at = directory / "s"
     options = ["--unix", str(at), "--timeout", "20", "--log-level", "error"]
     with nothing_left() as mark:
+        mark |= {"VENTU_WORKER_SECRET": "known to honest workers"}
         port = free_port()
         arguments = ("-m", "ventu_lite", "batching", "--port", str(port), *options)
         with Process(*arguments, env=mark) as process:

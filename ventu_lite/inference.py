@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 from flask import Request, Response, request
-from werkzeug.exceptions import HTTPException, RequestEntityTooLarge, Unauthorized
+from werkzeug.exceptions import BadRequest, HTTPException, RequestEntityTooLarge, Unauthorized
 
 from .codecs import CODEC_OF, MEDIA_TYPE, PROBLEM_TYPE, request_codec, response_type, sniff
 from .config import Codec
@@ -120,6 +120,11 @@ class Inference:
             payload = current.get_data()
         except RequestEntityTooLarge:
             payload = None
+        except HTTPException:
+            raise
+        except Exception as exc:  # each WSGI server has its own errors for a malformed body
+            log.warning("the body of a request could not be read: %s", exc)
+            raise BadRequest("the body is malformed or did not come whole") from exc
         if payload is None or len(payload) > self._max_body:
             raise RequestEntityTooLarge(f"the body is larger than {self._max_body} bytes")
         return payload
@@ -146,6 +151,7 @@ def _bad(rejected: Rejected, media_type: str, request_id: str) -> Response:
     if fault := _fault(rejected):
         extra = {"request_id": request_id}
         log.error("request %s failed", request_id, exc_info=fault, extra=extra)
+    rejected.forget_frames()
     exc = rejected.exc
     if isinstance(exc, HTTPException) and _is_whole_error(exc):
         return exc.get_response()  # type: ignore[return-value]  # Flask answers with its base, too

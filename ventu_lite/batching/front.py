@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Final, NamedTuple, Protocol
+from urllib.parse import parse_qs, unquote_to_bytes
 
 from pydantic_core import to_json
 
@@ -90,7 +91,8 @@ class Front:
         self._status = status
         self._fallback = fallback
         self._home = home or {}
-        base = prefix.encode()
+        self._instance = f"{prefix}/inference"
+        base = unquote_to_bytes(prefix)
         self._inference = base + b"/inference"
         self._probes = {base + path: path[1:].decode() for path in _PROBES}
         self._root = base + b"/"
@@ -107,8 +109,8 @@ class Front:
         serial = self._serial = self._serial + 1
         job = InferenceJob(f"{self._id_prefix}{serial}", request, self, terms, now)
         try:
-            if terms.codec is None:
-                job.terms = self._sniffed(request, terms)
+            if self._setting == "auto" and (codec := sniff(request.body)) != terms.codec:
+                job.terms = self._sniffed(request, terms, codec)
             self.dispatcher.add(job)
         except VentuError as exc:
             self._refuse(request, exc, now, job.request_id)
@@ -117,22 +119,24 @@ class Front:
 
     def check(self, request: Request) -> Answer | None:
         """Return the answer to a request whose body is not worth reading, else ``None``."""
-        path = request.target.partition(b"?")[0]
+        path = _path(request)
         if path == self._inference:
             try:
                 self._terms(request.head)
             except (VentuError, MethodNotAllowed) as exc:
                 return self._refusal(exc, request)
             return None
-        if self._fallback is None or path in self._probes:
-            return None if request.method in (b"GET", b"HEAD") else self._wrong(request, b"GET")
-        return None
+        if request.method in (b"GET", b"HEAD"):
+            return None
+        if path in self._probes:
+            return self._wrong(request)
+        return self._elsewhere(request, path) if self._fallback is None else None
 
     # --------------------------------------------------------------------- inference
 
     def _route(self, request: Request) -> None:
         """Answer a request whose head was not seen before, or is not that of an inference."""
-        path = request.target.partition(b"?")[0]
+        path = _path(request)
         if path == self._inference:
             self._learn_and_infer(request)
         elif path in self._probes:
@@ -173,13 +177,17 @@ class Front:
         request_id = fields.get(b"x-request-id", b"")
         return Terms(codec, timeout, request_id if _SANE_ID.fullmatch(request_id) else None)
 
-    def _sniffed(self, request: Request, terms: "Terms") -> "Terms":
+    def _sniffed(self, request: Request, terms: "Terms", codec: Codec) -> "Terms":
         """Return the terms of a request whose body tells its codec.
 
         Raises:
-            PayloadError: The client does not accept an answer in that codec.
+            PayloadError: Its content type tells another, and a worker would believe the body; or
+                the client does not accept an answer in that codec.
         """
-        codec = sniff(request.body)
+        if terms.codec is not None:
+            raise MalformedPayload(
+                f"the body does not begin like {terms.codec}, which its content type announces"
+            )
         _check_accept(request.fields.get(b"accept", b""), codec, self._setting)
         return terms._replace(codec=codec)
 
@@ -222,7 +230,7 @@ class Front:
         self, status: int, detail: str, codec: Codec, request_id: bytes, headers: bytes = b""
     ) -> Answer:
         """Return an answer with a problem document."""
-        instance = f"{self._inference.decode()}#{request_id.decode()}"
+        instance = f"{self._instance}#{request_id.decode()}"
         body = encode_problem(problem(status, detail, instance), codec)
         type_ = _PROBLEM_TYPES[codec]
         lines = b"Content-Type: %b\r\nX-Request-ID: %b\r\n%b" % (type_, request_id, headers)
@@ -242,7 +250,7 @@ class Front:
 
     def _probe(self, request: Request, name: str) -> None:
         if request.method not in (b"GET", b"HEAD"):
-            request.respond(*self._wrong(request, b"GET"))
+            request.respond(*self._wrong(request))
         elif name == "livez":
             _respond_json(request, 200, {"status": "alive"})
         elif name == "readyz":
@@ -255,8 +263,6 @@ class Front:
             self._metrics(request)
 
     def _metrics(self, request: Request) -> None:
-        from urllib.parse import parse_qs
-
         query = request.target.partition(b"?")[2].decode("latin-1")
         names = parse_qs(query).get("name[]", [])
         accept = request.fields.get(b"accept", b"").decode("latin-1")
@@ -271,11 +277,13 @@ class Front:
         if path != self._root:
             return self.problem(404, "no such route", "json", self._request_id(request))
         if request.method not in (b"GET", b"HEAD"):
-            return self._wrong(request, b"GET")
+            return self._wrong(request)
         return 200, b"Content-Type: application/json\r\n", to_json(self._home)
 
-    def _wrong(self, request: Request, allowed: bytes) -> Answer:
-        headers = b"Allow: %b, HEAD\r\n" % allowed
+    def _wrong(self, request: Request) -> Answer:
+        if request.method == b"OPTIONS":
+            return 200, b"Allow: GET, HEAD, OPTIONS\r\n", b""
+        headers = b"Allow: GET, HEAD\r\n"
         return self.problem(405, "wrong method", "json", self._request_id(request), headers)
 
 
@@ -394,9 +402,15 @@ def _authorize(header: bytes, key: bytes) -> None:
         raise Unauthorized("send the key of this service: Authorization: Bearer KEY")
 
 
+def _path(request: Request) -> bytes:
+    """Return the path as WSGI servers hand it over: decoded, ``%6C`` is ``l``."""
+    path = request.target.partition(b"?")[0]
+    return unquote_to_bytes(path) if b"%" in path else path
+
+
 def _seconds(header: bytes) -> float:
     try:
-        seconds = float(header)
+        seconds = 0.0 if b"_" in header else float(header)  # Python alone reads 1_000
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < math.inf:

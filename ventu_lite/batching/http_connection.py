@@ -3,6 +3,8 @@
 import asyncio
 import logging
 import re
+import socket
+import struct
 from math import inf
 from typing import TYPE_CHECKING, cast
 
@@ -22,6 +24,8 @@ _TOO_MUCH = "too many bytes of requests are waiting"
 _CLOSE = b"Connection: close\r\n\r\n"
 _ENDINGS = (b"Connection: keep-alive\r\n\r\n", b"\r\n")  # of HTTP/1.0 and 1.1
 _BODILESS = frozenset((204, 304))
+_NO_LINGER = struct.pack("ii", 1, 0)
+_NO_REQUEST = (b"", b"\r")  # half a line break is none either
 _LINE_BREAKS = re.compile(rb"(?:\r\n)+")
 _NO_HEAD = Head(b"", b"", b"", 1, {}, 0, keep_alive=False)  # of what could not be read
 
@@ -32,7 +36,7 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_awaits_continue", "_body", "_buffer", "_discarded", "_held", "_incoming",
         "_is_reading_paused", "_is_write_paused", "_pending", "_phase", "_server", "_transport",
-        "deadline", "write_deadline",
+        "_unsent", "deadline", "write_deadline",
     )  # fmt: skip
 
     def __init__(self, server: "HttpServer") -> None:
@@ -46,6 +50,7 @@ class Connection(asyncio.Protocol):
         self._incoming: Request | None = None  # whose body is coming
         self._body: SizedBody | ChunkedBody | None = None
         self._held = 0  # bytes of what is still coming
+        self._unsent = 0  # bytes of answers that are kept for a client that does not read
         self._discarded = 0
         self._awaits_continue = False
         self._is_reading_paused = False
@@ -96,6 +101,7 @@ class Connection(asyncio.Protocol):
         self._transport = None
         self._phase = _DEAF
         self._abandon()
+        self._count_unsent(-self._unsent)
         self._server.discard(self)
 
     def pause_writing(self) -> None:
@@ -106,6 +112,7 @@ class Connection(asyncio.Protocol):
         self._is_write_paused = True
         self.write_deadline = self._now() + limits.write_time + size / limits.min_rate
         self.deadline = inf
+        self._count_unsent(size)
         self._pause_reading(self._phase < _DEAF)
 
     def resume_writing(self) -> None:
@@ -113,6 +120,7 @@ class Connection(asyncio.Protocol):
         limits = self._server.limits
         self._is_write_paused = False
         self.write_deadline = inf
+        self._count_unsent(-self._unsent)
         if self._phase != _IDLE or not self._pending:
             times = (limits.idle_time, limits.head_time, limits.body_time, inf, limits.linger_time)
             self.deadline = self._now() + times[self._phase]
@@ -156,7 +164,7 @@ class Connection(asyncio.Protocol):
         self._pause_reading(self._phase < _DEAF and is_blocked)
         if rest and server.held > limits.max_held:
             self._refuse(server.refuse(429, _TOO_MUCH))
-        elif rest and not is_blocked and self._phase == _IDLE:
+        elif rest not in _NO_REQUEST and not is_blocked and self._phase == _IDLE:
             self._phase = _HEAD
             self.deadline = self._now() + limits.head_time
 
@@ -207,7 +215,7 @@ class Connection(asyncio.Protocol):
             server.judge.check(request.head, request.head.raw, is_whole=False)
         answer = server.check(request) if server.check is not None else None
         if answer is not None:
-            self._refuse(answer)
+            self._refuse(answer, request.head)
             return
         is_chunked = request.length == CHUNKED
         self._body = ChunkedBody(request.head.raw) if is_chunked else SizedBody(request.length)
@@ -245,6 +253,8 @@ class Connection(asyncio.Protocol):
         if not request.keep_alive:
             self._phase = _DEAF
         if server.held > server.limits.max_held:
+            server.held -= len(request.body)
+            request.body = b""  # the answer may wait long for its turn
             request.respond(*server.refuse(429, _TOO_MUCH))
             return
         try:
@@ -254,14 +264,15 @@ class Connection(asyncio.Protocol):
             if request.answer is None:
                 request.respond(*server.refuse(500, "internal error"))
 
-    def _refuse(self, answer: Answer) -> None:
+    def _refuse(self, answer: Answer, head: Head = _NO_HEAD) -> None:
         """Answer, after all earlier ones, what cannot be read on; then listen no more."""
         self._phase = _DEAF
         self._body = self._incoming = None
         self._awaits_continue = False
         self.deadline = inf
         self._keep(b"")
-        last = self._unread_request()
+        last = Request(self, head)
+        last.keep_alive = False
         self._pending.append(last)
         last.respond(*answer)
 
@@ -279,6 +290,8 @@ class Connection(asyncio.Protocol):
 
     def answered(self, request: Request) -> None:
         """Have the answer written at the end of this turn of the loop, if it is next."""
+        if self._is_write_paused and request.answer is not None:
+            self._count_unsent(len(request.answer[2]))
         if self._pending[0] is request:
             self._server.mark(self)
 
@@ -337,19 +350,30 @@ class Connection(asyncio.Protocol):
 
     def close_if_idle(self) -> None:
         """Close if nothing is in flight and nothing has begun to come."""
-        if self._phase == _IDLE and not self._pending and not self._buffer:
+        if self._phase == _IDLE and not self._pending and self._buffer in _NO_REQUEST:
             self._close()
 
     def abort(self) -> None:
-        """Close at once, whatever is unsent."""
-        if self._transport is not None:
-            self._transport.abort()
+        """Close at once, whatever is unsent.
+
+        With RST: after a mere close the system keeps what is unsent for minutes, and offers it to
+        a client that does not read, and does not learn that it was cut off.
+        """
+        transport, self._transport = self._transport, None
+        if transport is None:
+            return
+        self.deadline = self.write_deadline = inf
+        self._count_unsent(-self._unsent)
+        sock = transport.get_extra_info("socket")
+        if sock is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+        transport.abort()
 
     def expire(self, now: float) -> None:
         """Do what is due when a deadline has passed."""
         assert self._transport is not None
         if self.write_deadline <= now or self._transport.is_closing():
-            self._transport.abort()
+            self.abort()
         elif self._phase in (_HEAD, _BODY):
             self._refuse(self._server.refuse(408, "the request did not come in time"))
         else:
@@ -422,3 +446,7 @@ class Connection(asyncio.Protocol):
             held += self._body.size
         self._server.held += held - self._held
         self._held = held
+
+    def _count_unsent(self, size: int) -> None:
+        self._unsent += size
+        self._server.count_unsent(size)
