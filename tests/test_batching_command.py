@@ -91,6 +91,14 @@ def test_a_door_that_is_open_to_all_is_warned_of(
     assert ("set VENTU_WORKER_SECRET on both sides" in caplog.text) == warns
 
 
+@pytest.mark.parametrize(("host", "warns"), [("0.0.0.0", True), ("127.0.0.1", False)])
+def test_a_secret_does_not_hide_what_is_said(
+    caplog: pytest.LogCaptureFixture, host: str, warns: bool
+) -> None:
+    warn_if_open(TCPAddress(host, 1), Config(worker_secret="hush"))
+    assert ("unencrypted" in caplog.text) == warns
+
+
 def test_it_starts_without_flask(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["ventu_lite", "batching", "--help"])
     with pytest.raises(SystemExit) as caught:

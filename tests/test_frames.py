@@ -60,6 +60,23 @@ def test_a_bad_size_is_refused_by_its_header(header: str, text: str) -> None:
         FrameDecoder(8).feed(bytes.fromhex(header))
 
 
+@pytest.mark.parametrize(
+    ("first", "spoken"),
+    [
+        (b"HTTP/1.1 400 Bad Request", "HTTP"),
+        (b"GET / HTTP/1.1", "HTTP"),
+        (b"POST /inference HTTP/1.1", "HTTP"),
+        (b"PRI * HTTP/2.0", "HTTP"),
+        (b"\x16\x03\x01\x02\x00\x01", "TLS"),
+        (b"\x15\x03\x03\x00\x02\x02", "TLS"),
+    ],
+)
+def test_who_has_come_to_the_wrong_port_is_recognised(first: bytes, spoken: str) -> None:
+    text = f"the peer speaks {spoken}, is this the right port?"
+    with pytest.raises(ProtocolError, match=exactly(text)):
+        FrameDecoder(1 << 28).feed(first)
+
+
 @pytest.mark.parametrize("size", [1, 4, 6])
 def test_the_stream_must_not_end_inside_a_frame(size: int) -> None:
     decoder = FrameDecoder(8)

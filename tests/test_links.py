@@ -173,6 +173,7 @@ def test_a_worker_on_another_machine_is_called_by_its_address() -> None:
         assert repr(worker.link) == f"<worker at tcp, {host}:{port}>"
         sock = worker.link._transport.get_extra_info("socket")  # type: ignore[union-attr]
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 20_000
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         worker.link.cut_off("slow")
 
@@ -224,7 +225,9 @@ def test_a_worker_answers_the_batch_that_crossed_with_its_bye() -> None:
         pytest.param(READY + READY, "", id="ready twice"),
         pytest.param(READY + frame({ID: b"1"}), "", id="results without a batch"),
         pytest.param(frame({ID: b"1"}), "", id="results before ready"),
-        pytest.param(b"GET / HTTP/1.1\r\n\r\n", "expected at most 10000", id="HTTP"),
+        pytest.param(b"GET / HTTP/1.1\r\n\r\n", "speaks HTTP, is this the right port?", id="HTTP"),
+        pytest.param(b"\0\0\4\1", "frame of 1025 bytes, expected at most 1024", id="too much"),
+        pytest.param(READY + b"\0\0\4\1", "", id="too much while no batch is out"),
         pytest.param(b"\xff\xff\xff\xff", "", id="negative length"),
         pytest.param(b"\0\0\0\1\xc1", "", id="no msgpack"),
         pytest.param(b"\0\0\0\5hel", "inside a frame", id="ends in a message"),
@@ -265,7 +268,7 @@ def test_events_behind_a_farewell_are_not_heard() -> None:
         await worker.told()
         worker.link.cut_off("reasons")
         worker.link.data_received(READY)
-        worker.link._no_proof()
+        worker.link._is_late(1.0)
 
     assert play(test).said == []
 
@@ -308,7 +311,7 @@ def test_a_worker_that_proves_the_secret_is_ready() -> None:
         assert not worker.dispatcher.said
         await worker.says(proof(b"hush", nonce))
         await worker.told("ready")
-        assert worker.link._proof_timer is None
+        assert worker.link._timer is None
 
     play(test, secret="hush")
 
@@ -341,9 +344,65 @@ def test_no_answer_ends_the_connection_after_a_while(
     assert "no proof of the worker secret within 0.05 s" in said
 
 
+def test_who_does_not_ask_for_a_batch_is_no_worker(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "READY_TIMEOUT", 0.05)
+
+    async def test(worker: Stage) -> None:
+        await worker.says(b"\0\0\0")  # the last byte never comes
+        await worker.closed()
+
+    play(test)
+    (said,) = caplog.messages
+    assert "it did not ask for a batch within 0.05 s" in said
+
+
+@pytest.mark.parametrize("secret", [None, "hush"])
+def test_who_says_nothing_makes_room_for_who_comes_later(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, secret: str | None
+) -> None:
+    monkeypatch.setattr(module, "MAX_STRANGERS", 2)
+
+    async def test(worker: Stage) -> None:
+        loop, others = asyncio.get_running_loop(), []
+        for _ in range(4):
+            theirs, ours = socket.socketpair()
+            ours.setblocking(False)
+            await loop.connect_accepted_socket(worker.links, sock=ours)
+            others.append(theirs)
+        await worker.closed()
+        assert len(worker.links.open) == 2
+        for sock in others:
+            sock.close()
+
+    play(test, secret=secret)
+    (said,) = caplog.messages
+    assert said.startswith("more than 2 connections at unix:s have not asked for a batch")
+
+
+def test_workers_are_no_strangers_however_many(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "MAX_STRANGERS", 1)
+
+    async def test(worker: Stage) -> None:
+        await worker.says(READY)
+        await worker.told("ready")
+        loop = asyncio.get_running_loop()
+        theirs, ours = socket.socketpair()
+        ours.setblocking(False)
+        await loop.connect_accepted_socket(worker.links, sock=ours)
+        assert len(worker.links.open) == 2
+        theirs.close()
+
+    play(test, on_change=lambda link: None)
+    assert not caplog.messages
+
+
 def test_a_worker_that_leaves_before_its_proof_leaves_no_timer() -> None:
     async def test(worker: Stage) -> None:
-        timer = worker.link._proof_timer
+        timer = worker.link._timer
         assert timer is not None
         worker.writer.close()
         await worker.told("lost")

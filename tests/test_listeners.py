@@ -7,12 +7,13 @@ import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from processes import short_directory
 
 from ventu_lite.batching import listeners
-from ventu_lite.batching.listeners import UnixDoor, allow_many_files, listen_tcp
+from ventu_lite.batching.listeners import UnixDoor, allow_many_files, clients_that_fit, listen_tcp
 from ventu_lite.errors import CannotListen
 
 
@@ -211,4 +212,30 @@ def test_as_many_files_as_the_system_allows_may_be_open() -> None:
 
 def test_where_files_are_not_limited_nothing_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "resource", None)
-    allow_many_files()
+    assert allow_many_files() is None
+    assert clients_that_fit(10**9) == 10**9
+
+
+@pytest.mark.parametrize(
+    ("files", "wanted", "fit"),
+    [
+        pytest.param(1024, 500, 500, id="enough"),
+        pytest.param(1024, 960, 960, id="just-enough"),
+        pytest.param(1024, 10_000, 960, id="some-are-ours"),
+        pytest.param(64, 10_000, 32, id="half-is-ours"),
+        pytest.param(-1, 10_000, 10_000, id="no-limit"),
+    ],
+)
+def test_clients_do_not_get_the_last_file(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    files: int,
+    wanted: int,
+    fit: int,
+) -> None:
+    system = SimpleNamespace(
+        RLIMIT_NOFILE=7, RLIM_INFINITY=-1, getrlimit=lambda limit: (files, files)
+    )
+    monkeypatch.setitem(sys.modules, "resource", system)
+    assert clients_that_fit(wanted) == fit
+    assert (f"at most {fit} clients can connect" in caplog.text) == (fit < wanted)

@@ -53,6 +53,20 @@ def test_json_lines_hold_what_a_search_asks_for() -> None:
         }
 
 
+def test_a_text_line_that_is_not_indented_begins_a_record() -> None:
+    with bare_logging() as stderr:
+        configure("info", "text")
+        try:
+            raise ValueError("no\n2030-01-01 forged \x1b[2K \x9b \u2028")
+        except ValueError:
+            logging.getLogger("ventu_lite").exception("one\r\ntwo\tthree")
+        first, *others = stderr.getvalue().split("\n")[:-1]
+    assert first.endswith("ventu_lite: one\\r")
+    assert others[0] == "  two\tthree"
+    assert others[-1] == "  2030-01-01 forged \\x1b[2K \\x9b \\u2028"
+    assert all(line.startswith("  ") for line in others)
+
+
 def test_a_json_line_stays_one_line_whatever_it_says() -> None:
     with bare_logging() as stderr:
         configure("info", "json")

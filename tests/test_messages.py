@@ -129,10 +129,12 @@ NOT_A_MAP = "message of {} bytes is not a msgpack map of byte strings"
         pytest.param(
             b"\x82\xa1a\xa1x\xa1a\xa1y", "map of 2 entries, 1 of them repeated", id="repeated"
         ),
-        pytest.param(b"\x81\xa1a\xa1x", "job id that is not 36 ASCII characters", id="short id"),
+        pytest.param(
+            b"\x81\xa1a\xa1x", "job id that is not 36 printable ASCII characters", id="short id"
+        ),
         pytest.param(
             b"\x81\xd9\x24" + b"\xff" * 36 + b"\xa0",
-            "job id that is not 36 ASCII characters",
+            "job id that is not 36 printable ASCII characters",
             id="not ASCII",
         ),
     ],

@@ -7,9 +7,9 @@ import signal
 import pytest
 
 from ventu_lite.batching.http import run
-from ventu_lite.signals import Stopped, StopSignals, ended_by_signals
+from ventu_lite.signals import Stopped, StopSignals, ended_by_signals, stop_signals
 
-SIGNALS = [signal.SIGTERM, signal.SIGINT]
+SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
 
 
 @pytest.mark.parametrize("signum", SIGNALS)
@@ -30,6 +30,17 @@ def test_the_same_signal_again_kills() -> None:
         except Stopped:
             assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_who_was_started_with_nohup_stays_deaf_to_the_end_of_the_terminal() -> None:
+    assert signal.SIGHUP in stop_signals()
+    old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert set(stop_signals()) == {signal.SIGTERM, signal.SIGINT}
+        with ended_by_signals():
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, old)
 
 
 def test_another_exception_is_let_through() -> None:

@@ -129,7 +129,9 @@ def _load_service(
             not give a service that can be run.
     """
     from .logs import configure
+    from .room import claim_room
 
+    claim_room()  # the user's file may make series of its own
     operator = Config().override(log_level=log_level, log_format=log_format)
     if "log_format" in operator.model_fields_set:
         configure(operator.log_level, operator.log_format)
@@ -181,14 +183,15 @@ def worker(
     """  # noqa: D301  # \b is click's mark for lines that it must not wrap
     if unix is not None and tcp is not None:
         raise click.UsageError("--unix and --tcp exclude each other: a worker joins one service")
-    _, mounted, config = _load_service(
-        info, service_name, log_level=log_level, log_format=log_format
-    )
-    config = config.override(max_message=max_message)
-    address = _peer(config.socket if unix is None else unix, tcp)
-    if metrics_port is not None:
-        _serve_metrics(metrics_host, metrics_port)
-    _run_worker(mounted.service, address, config)
+    with ended_by_signals():
+        _, mounted, config = _load_service(
+            info, service_name, log_level=log_level, log_format=log_format
+        )
+        config = config.override(max_message=max_message)
+        address = _peer(config.socket if unix is None else unix, tcp)
+        if metrics_port is not None:
+            _serve_metrics(metrics_host, metrics_port)
+        _run_worker(mounted.service, address, config)
 
 
 def _peer(unix: str, tcp: str | None) -> Address:

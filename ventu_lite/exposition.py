@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, Metric, sta
 from prometheus_flask_exporter import PrometheusMetrics
 
 from .families import Collector, Together, expose, is_shared, process_collectors
+from .room import claim_room
 
 Hook = Callable[..., Any]
 
@@ -54,6 +55,7 @@ class FlaskSeries:
     """
 
     def __init__(self) -> None:
+        claim_room()
         self.registry = _Listing()
         # path=None: the exporter's own route does not exist under Flask's reloader.
         exporter = PrometheusMetrics(

@@ -10,6 +10,8 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import REGISTRY
 
+from .room import give_back_room
+
 
 class Collector(Protocol):
     """What has metrics."""
@@ -98,9 +100,11 @@ def forget_process(pid: int, was_ready: bool) -> None:
     if not is_shared():
         return
     multiprocess.mark_process_dead(pid)  # type: ignore[no-untyped-call]  # it is not typed
-    if not was_ready:
-        directory = glob.escape(os.environ["PROMETHEUS_MULTIPROC_DIR"])
-        for path in glob.glob(os.path.join(directory, f"*_{pid}.db")):
+    directory = glob.escape(os.environ["PROMETHEUS_MULTIPROC_DIR"])
+    for path in glob.glob(os.path.join(directory, f"*_{pid}.db")):
+        if was_ready:
+            give_back_room(path)
+        else:
             os.unlink(path)
 
 

@@ -1,10 +1,17 @@
 """Frames, the envelopes of the wire protocol: a 4-byte big-endian length, then so many bytes."""
 
+import re
 import struct
 
 from .errors import ProtocolError
 
 _HEADER = struct.Struct(">i")
+
+# How others begin who have come to the wrong port. As a length each is larger than any message.
+_OTHERS = [
+    (re.compile(rb"HTTP|[A-Z]{3} |POST|HEAD|PATC|DELE|OPTI|CONN|TRAC|PRI "), "HTTP"),
+    (re.compile(rb"[\x15\x16]\x03[\x00-\x04]", re.DOTALL), "TLS"),
+]
 
 
 def encode_frame(body: bytes) -> bytes:
@@ -18,10 +25,13 @@ class FrameDecoder:
     Args:
         max_size: The largest body to accept, in bytes. It is judged by the header, so that a peer
             cannot make us hold more than this.
+
+    Attributes:
+        max_size: The same, and may be changed: what comes next may be smaller or larger.
     """
 
     def __init__(self, max_size: int) -> None:
-        self._max_size = max_size
+        self.max_size = max_size
         self._buffer = bytearray()
 
     @property
@@ -41,7 +51,7 @@ class FrameDecoder:
         bodies = []
         while len(buffer) >= _HEADER.size:
             (size,) = _HEADER.unpack_from(buffer)
-            if not 0 <= size <= self._max_size:
+            if not 0 <= size <= self.max_size:
                 raise self._bad_size(size)
             end = _HEADER.size + size
             if len(buffer) < end:
@@ -61,5 +71,8 @@ class FrameDecoder:
             raise ProtocolError(f"stream ends inside a frame, after {len(self._buffer)} bytes")
 
     def _bad_size(self, size: int) -> ProtocolError:
-        limit = "at least 0" if size < 0 else f"at most {self._max_size}"
+        for pattern, name in _OTHERS:
+            if pattern.match(self._buffer):
+                return ProtocolError(f"the peer speaks {name}, is this the right port?")
+        limit = "at least 0" if size < 0 else f"at most {self.max_size}"
         return ProtocolError(f"frame of {size} bytes, expected {limit}")

@@ -1,15 +1,16 @@
-"""A validator that is done with a list at its first bad element, for bodies that are large.
+"""A validator that is done with a list or map at its first bad element, for large bodies.
 
 pydantic goes on to the end and notes every error, each in some 900 bytes, and an element of two
 bytes may have an error for every field of a model: a megabyte of ``[[],[],…`` becomes more than a
-gigabyte. The option that stops it, ``fail_fast``, is one of each list, so it is set on all of them.
+gigabyte. The option that stops it, ``fail_fast``, is one of each container, so it is set on all of
+them; older versions of pydantic pass over that of a dict.
 """
 
 from typing import Any, Final
 
 from pydantic_core import SchemaValidator
 
-_LISTS: Final = {"list", "tuple", "set", "frozenset"}
+_CONTAINERS: Final = {"list", "tuple", "set", "frozenset", "dict"}
 
 # What holds schemas in a schema of pydantic-core; the value of any other key is data, as a default
 # is, and never walked.
@@ -36,7 +37,7 @@ def impatient_validator(core_schema: Any) -> SchemaValidator:
 
 
 def _impatient(part: Any) -> Any:
-    """Return a schema, or a list or map of schemas, with the option set on every list."""
+    """Return a schema, or a list or map of schemas, with the option set on all containers."""
     if isinstance(part, (list, tuple)):
         return type(part)(map(_impatient, part))
     if not isinstance(part, dict):
@@ -45,4 +46,4 @@ def _impatient(part: Any) -> Any:
     if not isinstance(kind, str):  # a map of names; one of them may be "type"
         return {name: _impatient(schema) for name, schema in part.items()}
     schema = {key: _impatient(value) if key in _HOLDERS else value for key, value in part.items()}
-    return schema | {"fail_fast": True} if kind in _LISTS else schema
+    return schema | {"fail_fast": True} if kind in _CONTAINERS else schema

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import sys
 import time
 from typing import Final
@@ -11,6 +12,24 @@ from .config import LogFormat, LogLevel
 TEXT: Final = "%(asctime)s %(levelname)-7s %(process)d %(name)s: %(message)s"
 # What a log call may hang on its record with extra={...}.
 _FIELDS: Final = ("request_id", "job_id", "service")
+
+
+# What could hide or forge a line of a log on a terminal: control characters but tab and line feed,
+# and what some programs take for the end of a line.
+_CONTROL: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+class TextFormatter(logging.Formatter):
+    """Write a record as one line and, where it has more, further lines that are indented.
+
+    A line that is not indented begins a record, so no text of a stranger, such as the message of an
+    exception, can pass for one.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the lines."""
+        text = _CONTROL.sub(lambda found: ascii(found[0])[1:-1], super().format(record))
+        return text.replace("\n", "\n  ")
 
 
 class JSONFormatter(logging.Formatter):
@@ -44,7 +63,7 @@ def configure(level: LogLevel, format: LogFormat) -> None:
     Whoever has set logging up before, such as a user's file, keeps his handlers.
     """
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JSONFormatter() if format == "json" else logging.Formatter(TEXT))
+    handler.setFormatter(JSONFormatter() if format == "json" else TextFormatter(TEXT))
     logging.basicConfig(level=level.upper(), handlers=[handler])
     logging.getLogger(__package__).setLevel(level.upper())
     logging.captureWarnings(True)

@@ -69,12 +69,13 @@ def read_batch(entries: dict[str, bytes]) -> Batch:
     """Return the batch that a message of the batching service holds.
 
     Raises:
-        ProtocolError: No job, or an id that is not 36 ASCII characters.
+        ProtocolError: No job, or an id that is not 36 ASCII characters, or would tear a log.
     """
     if not entries:
         raise ProtocolError("batch of 0 jobs, expected at least 1")
-    if set(map(len, entries)) != {ID_SIZE} or not "".join(entries).isascii():
-        raise ProtocolError(f"job id that is not {ID_SIZE} ASCII characters")
+    ids = "".join(entries)
+    if set(map(len, entries)) != {ID_SIZE} or not (ids.isascii() and ids.isprintable()):
+        raise ProtocolError(f"job id that is not {ID_SIZE} printable ASCII characters")
     return Batch(entries)
 
 

@@ -11,13 +11,14 @@ from collections.abc import Sequence
 from functools import cache, partial
 from typing import Literal
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, multiprocess, values
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, multiprocess
 from prometheus_client.registry import REGISTRY
 
 from .buckets import SECONDS, SIZES
 from .errors import ConfigError
 from .outcomes import Reason as OutcomeReason
 from .pipeline import Mode, Run
+from .room import claim_room, is_written_to
 
 #: Why a job was not answered with a result.
 Reason = OutcomeReason | Literal["full"]
@@ -34,7 +35,8 @@ class Metrics:
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        _check_directory()
+        _check_variable()
+        claim_room()
         histogram = partial(_histogram, registry)
         self.request_seconds = histogram(
             "request_seconds", "Time from the arrival of a request to its answer.", "status"
@@ -169,15 +171,9 @@ def metrics_of(name: str) -> ServiceMetrics:
     return ServiceMetrics(_process_metrics(), name)
 
 
-def _check_directory() -> None:
-    directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
-    if directory and values.ValueClass is values.MutexValue:
+def _check_variable() -> None:
+    if os.environ.get("PROMETHEUS_MULTIPROC_DIR") and not is_written_to():
         raise ConfigError(
             "PROMETHEUS_MULTIPROC_DIR was set after prometheus_client was imported, so nothing is"
             " written there: set it in the environment, before Python starts"
-        )
-    if directory and not (os.path.isdir(directory) and os.access(directory, os.W_OK)):
-        raise ConfigError(
-            f"PROMETHEUS_MULTIPROC_DIR={directory!r} is no directory that can be written to:"
-            f" make it, empty, before each start of the whole service (mkdir -p {directory})"
         )

@@ -73,6 +73,20 @@ class Rejected:
         """Whether the service is to blame, so that the log gets the traceback."""
         return self.detail == UNEXPECTED
 
+    def forget_frames(self) -> None:
+        """Let go of the frames of its exceptions, once they are logged.
+
+        They lead back to the whole batch, which would stay until the garbage collector comes.
+        """
+        todo: list[BaseException | None] = [self.exc]
+        seen = set()
+        while todo:
+            exc = todo.pop()
+            if exc is not None and id(exc) not in seen:
+                seen.add(id(exc))
+                exc.__traceback__ = None
+                todo += [exc.__cause__, exc.__context__]
+
     @classmethod
     def of(cls, exc: BaseException) -> "Rejected":
         """Return what becomes of an item for which ``exc`` was raised."""

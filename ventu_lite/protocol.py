@@ -46,6 +46,10 @@ __all__ = [
 
 _NOTHING: KeysView[str] = {}.keys()
 
+# What a worker may send while it has no batch: ready, a proof, bye. Whoever connects may send that
+# much, and no more, before it is known who he is.
+SMALL_MESSAGE = 1024
+
 
 class _Connection(abc.ABC):
     """What both ends share: frames in, events out, one state."""
@@ -84,6 +88,7 @@ class _Connection(abc.ABC):
                 raise ProtocolError(f"{self._role.name} has given this connection up already")
             if not data:
                 return [self._close()]
+            self._decoder.max_size = self._largest()
             return [self._read(body) for body in self._decoder.feed(data)]
         except ProtocolError:
             self._state = State.FAILED
@@ -93,6 +98,10 @@ class _Connection(abc.ABC):
         self._decoder.feed_eof()
         self._state = State.CLOSED
         return Closed()
+
+    def _largest(self) -> int:
+        """Return the size of the largest message that the peer may send now."""
+        return self.max_message
 
     @abc.abstractmethod
     def _read(self, body: bytes) -> Event:
@@ -216,6 +225,9 @@ class BatchingConnection(_Connection):
         data = self._frame(messages.pack_batch(batch))
         self._state, self._jobs = state, batch.payloads.copy().keys()
         return data
+
+    def _largest(self) -> int:
+        return self.max_message if self._jobs else min(SMALL_MESSAGE, self.max_message)
 
     def _read(self, body: bytes) -> Hello | Ready | Results | Bye:
         if self._state is State.CHALLENGED:

@@ -15,6 +15,7 @@ _FILES: Final = ("counter", "histogram", "gauge_livesum", "gauge_max")
 _ROOM: Final = 128 * 1024
 _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
 _USED: Final = struct.Struct("i")  # what a file begins with: how much of it holds something
+_HEAD: Final = 8  # bytes before the first value
 
 
 def claim_room() -> None:
@@ -47,7 +48,7 @@ def give_back_room(path: str) -> None:
     with open(path, "r+b") as file:
         start = file.read(_USED.size)
         if len(start) == _USED.size:
-            file.truncate(max(_USED.unpack(start)[0], 2 * _USED.size))
+            file.truncate(max(_USED.unpack(start)[0], _HEAD))
 
 
 def _claim(path: str) -> None:

@@ -1,13 +1,24 @@
-"""SIGTERM and SIGINT: what they mean while a process starts, and while an event loop runs."""
+"""Signals that end a process: what they mean while it starts, and while an event loop runs."""
 
 import asyncio
 import contextlib
 import signal
 from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
-from typing import Final
 
-_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+
+def stop_signals() -> list[signal.Signals]:
+    """Return the signals that ask this process to end.
+
+    Those are SIGTERM, Ctrl-C, and the end of its terminal, unless it was started with ``nohup``.
+    """
+    names = ("SIGINT", "SIGTERM", "SIGHUP")
+    known = [getattr(signal, name) for name in names if hasattr(signal, name)]  # Windows lacks one
+    return [
+        signum
+        for signum in known
+        if signum.name != "SIGHUP" or signal.getsignal(signum) is not signal.SIG_IGN
+    ]
 
 
 class Stopped(KeyboardInterrupt):  # the one exception that is never taken for a stage's fault
@@ -16,7 +27,7 @@ class Stopped(KeyboardInterrupt):  # the one exception that is never taken for a
 
 @contextlib.contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Ctrl-C or SIGTERM: leave the block at once, without an error. The same signal again kills.
+    """A signal to stop: leave the block at once, without an error. The same signal again kills.
 
     The default would do for a process like others, but the first one of a container is deaf to
     signals that it does not handle, and to load a model may last minutes.
@@ -26,7 +37,7 @@ def ended_by_signals() -> Iterator[None]:
         signal.signal(signum, signal.SIG_DFL)
         raise Stopped
 
-    old = {signum: signal.signal(signum, leave) for signum in _SIGNALS}
+    old = {signum: signal.signal(signum, leave) for signum in stop_signals()}
     try:
         with contextlib.suppress(Stopped):
             yield
@@ -49,7 +60,8 @@ class StopSignals:
 
     def __enter__(self) -> "StopSignals":
         self._loop = asyncio.get_running_loop()
-        for signum in _SIGNALS:
+        self._signals = stop_signals()
+        for signum in self._signals:
             self._loop.add_signal_handler(signum, self._receive, signum)
         return self
 
@@ -59,7 +71,7 @@ class StopSignals:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        for signum in _SIGNALS:
+        for signum in self._signals:
             self._loop.remove_signal_handler(signum)
 
     def on_second(self, hurry: Callable[[], None]) -> None:

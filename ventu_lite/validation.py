@@ -5,6 +5,7 @@ before it is written; an error never repeats a value that the client sent, only 
 """
 
 import inspect
+from functools import cached_property
 from typing import Any, Final, NewType
 
 from pydantic import (
@@ -16,13 +17,18 @@ from pydantic import (
     TypeAdapter,
     ValidationError,
 )
+from pydantic_core import SchemaValidator
 
 from .codecs import deep_plain, pack, plain, unpack
 from .config import Codec
 from .errors import InvalidPayload, MalformedPayload, RegistrationError
+from .impatience import impatient_validator
 from .serializing import to_json, to_python
 
 MAX_FIELD_ERRORS: Final = 20  # a list of 100,000 wrong numbers would become 18 MB of errors
+# In bytes. Of a larger payload only the first error of a list is told: to find the others would
+# cost up to a thousand times its size.
+MAX_PATIENCE: Final = 8192
 MAX_TEXT: Final = 200  # of a key or a message, which may hold what the client sent
 
 # Nobody has validated an instance of a plain dataclass before it gets here.
@@ -58,12 +64,17 @@ class Schema:
             InvalidPayload: The value does not fit.
             Exception: Whatever a validator of the user raises, apart from ``ValueError``.
         """
+        validator = self._validator if len(payload) <= MAX_PATIENCE else self._impatient
         try:
             if codec == "json":
-                return self._validator.validate_json(payload)
-            return self._validator.validate_python(unpack(payload))
+                return validator.validate_json(payload)
+            return validator.validate_python(unpack(payload))
         except ValidationError as exc:
             raise _payload_error(exc) from exc
+
+    @cached_property
+    def _impatient(self) -> SchemaValidator:
+        return impatient_validator(self.adapter.core_schema)
 
     def parse_value(self, value: Any) -> Any:
         """Return the item in a Python value, as ``parse`` does for bytes.

@@ -19,6 +19,8 @@ from .messages import MessageTooLarge
 from .problems import encode_problem, problem
 from .protocol import WorkerConnection
 from .session import Session
+from .signals import stop_signals
+from .silence import notice_silence
 from .wakeup import StopRequest, wait_readable
 
 log = logging.getLogger(__name__)
@@ -29,8 +31,6 @@ CONNECT_TIMEOUT = 5.0  # a stop request has to wait for this one
 # is gone for longer is not hammered by all its workers, and yet none of them is late by more than
 # an operator would wait for.
 FIRST_DELAY, LONGEST_DELAY = 0.1, 5.0
-
-_KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}  # noticed after a minute
 
 
 def connect_unix(path: str) -> socket.socket:
@@ -53,10 +53,7 @@ def connect_tcp(host: str, port: int) -> socket.socket:
     """
     with _closing_on_error(socket.create_connection((host, port), CONNECT_TIMEOUT)) as sock:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name, value in _KEEPALIVE.items():
-            if hasattr(socket, name):  # macOS has another name for the first
-                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+        notice_silence(sock)
     return sock
 
 
@@ -173,7 +170,7 @@ def _closing_on_error(sock: socket.socket) -> Iterator[socket.socket]:
 
 @contextlib.contextmanager
 def stop_on_signals(worker: Worker) -> Iterator[None]:
-    """Ctrl-C or SIGTERM: finish the batch and leave. The same signal again kills at once.
+    """A signal to stop: finish the batch and leave. The same signal again kills at once.
 
     The old handlers are back afterwards. Only the main thread may use this.
     """
@@ -182,8 +179,7 @@ def stop_on_signals(worker: Worker) -> Iterator[None]:
         signal.signal(signum, signal.SIG_DFL)
         worker.stop()
 
-    signums = (signal.SIGINT, signal.SIGTERM)
-    old = {signum: signal.signal(signum, handle) for signum in signums}
+    old = {signum: signal.signal(signum, handle) for signum in stop_signals()}
     try:
         yield
     finally:

@@ -107,6 +107,8 @@ def _results(
     log.debug("%d job(s) in %.4f s, %d rejected", len(payloads), infer, len(rejected))
     if rejected:
         _log_faults(rejected)
+        for one in rejected.values():
+            one.forget_frames()
     return Results(payloads, {job: one.status for job, one in rejected.items()}, infer=infer)
 
 

@@ -15,7 +15,7 @@ from ..options import (
     log_options,
     worker_address_options,
 )
-from ..signals import StopSignals
+from ..signals import StopSignals, ended_by_signals
 
 log = logging.getLogger(__name__)
 
@@ -36,14 +36,15 @@ def batching(unix: str | None, tcp: str | None, no_retry: bool, **flags: Any) ->
       python -m ventu_lite batching --port 8000 --unix batching.socket
       python -m ventu_lite batching --tcp 127.0.0.1:8765 --max-wait 0
     """  # noqa: D301  # \b is click's mark for lines that it must not wrap
-    from ..logs import configure
-    from .http import run
+    with ended_by_signals():
+        from ..logs import configure
+        from .http import run
 
-    config = Config().override(**flags)
-    configure(config.log_level, config.log_format)
-    address = listening_address(unix, tcp, config.socket)
-    warn_if_open(address, config)
-    sys.exit(run(_serve(config, address, retry=not no_retry)))
+        config = Config().override(**flags)
+        configure(config.log_level, config.log_format)
+        address = listening_address(unix, tcp, config.socket)
+        warn_if_open(address, config)
+        sys.exit(run(_serve(config, address, retry=not no_retry)))
 
 
 async def _serve(config: Config, address: Address, *, retry: bool) -> int:
@@ -65,8 +66,16 @@ async def _serve(config: Config, address: Address, *, retry: bool) -> int:
 
 
 def warn_if_open(address: Address, config: Config) -> None:
-    """Warn when workers may connect from other machines without proving who they are."""
-    if not isinstance(address, TCPAddress) or config.worker_secret or address.is_loopback:
+    """Warn when workers may connect from other machines: by themselves, or listened to."""
+    if not isinstance(address, TCPAddress) or address.is_loopback:
+        return
+    if config.worker_secret:
+        log.warning(
+            "requests and answers pass %s unencrypted: workers prove that they know the secret,"
+            " but whoever is on the way reads and changes what they are sent; use a private"
+            " network or a tunnel",
+            address,
+        )
         return
     log.warning(
         "anybody who reaches %s can join as a worker, and then reads requests and writes answers;"

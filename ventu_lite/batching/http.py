@@ -44,7 +44,8 @@ class Limits:
             browser.
         max_body: Of one body.
         max_held: Of all bodies, whole or not, that wait for their answer. 100 clients at
-            ``max_body`` fit.
+            ``max_body`` fit. As much again may be kept of answers that clients do not read; beyond
+            that those are cut off first who have been at it longest.
         max_connections: Twice what a busy proxy keeps open; an idle one takes under 2 KB here.
         max_pipelined: Requests in flight on one connection. More would be unfair to the others in
             the queue.
@@ -104,6 +105,7 @@ class HttpServer:
     Attributes:
         connections: The open ones.
         held: Bytes of requests that were read and not yet answered.
+        unsent: Bytes of answers to clients that do not read.
         is_draining: Whether every answer is the last one of its connection.
     """
 
@@ -134,6 +136,7 @@ class HttpServer:
         self.loop = asyncio.get_running_loop()
         self.connections: set[Connection] = set()
         self.held = 0
+        self.unsent = 0
         self.is_draining = False
         self._dirty: list[Connection] = []
         self._sweeping: asyncio.TimerHandle | None = None
@@ -182,6 +185,16 @@ class HttpServer:
             self._sweeping = None
         if self._empty is not None and not self._empty.done():
             self._empty.set_result(None)
+
+    def count_unsent(self, size: int) -> None:
+        """Take note of bytes that a client does not read, or of fewer."""
+        self.unsent += size
+        if size > 0 and self.unsent > self.limits.max_held:
+            self.loop.call_soon(self._cut_off_slowest)  # a transport may be in the midst of it
+
+    def _cut_off_slowest(self) -> None:
+        if self.unsent > self.limits.max_held and self.connections:
+            min(self.connections, key=lambda it: it.write_deadline).abort()
 
     def _sweep(self) -> None:
         """Look at all deadlines; one timer for all is cheaper than one for each.

@@ -21,12 +21,20 @@ from ..protocol import (
     Results,
     State,
 )
+from ..silence import notice_silence
 from .dispatcher import Dispatcher
 
 log = logging.getLogger(__name__)
 
 # A worker that knows the secret answers in a millisecond; who does not may hold a connection.
 PROOF_TIMEOUT: Final = 5.0
+
+# A worker asks as soon as it is connected. This is for one that loads its model in between.
+READY_TIMEOUT: Final = 30.0
+
+# Connections that have not asked for a batch; beyond that the oldest are closed. Each is an open
+# file, of which clients need some. More workers than that do not start in the same moment.
+MAX_STRANGERS: Final = 256
 
 
 def log_change(link: "WorkerLink") -> None:
@@ -64,6 +72,8 @@ class Links:
         self.on_change = on_change
         self.kill = kill
         self.open: set[WorkerLink] = set()
+        self._strangers: dict[WorkerLink, None] = {}
+        self._is_crowded = False
 
     def __call__(self) -> "WorkerLink":
         """Return the protocol of a new connection."""
@@ -73,6 +83,34 @@ class Links:
     def ready(self) -> int:
         """How many workers are connected and have asked for a batch."""
         return sum(link.is_ready for link in self.open)
+
+    def add(self, link: "WorkerLink") -> None:
+        """Take up a new connection, perhaps in place of an older one that has asked for nothing."""
+        self.open.add(link)
+        self._strangers[link] = None
+        if len(self._strangers) > MAX_STRANGERS:
+            self._warn_of_crowd()
+            next(iter(self._strangers)).close()
+
+    def recognise(self, link: "WorkerLink") -> None:
+        """Take note that a connection is that of a worker."""
+        self._strangers.pop(link, None)
+        self._is_crowded = self._is_crowded and bool(self._strangers)
+
+    def discard(self, link: "WorkerLink") -> None:
+        """Forget a connection."""
+        self.open.discard(link)
+        self.recognise(link)
+
+    def _warn_of_crowd(self) -> None:
+        """Say once that there are too many, and no more until they are gone."""
+        if not self._is_crowded:
+            log.warning(
+                "more than %d connections at %s have not asked for a batch; the oldest are closed",
+                MAX_STRANGERS,
+                self.address,
+            )
+        self._is_crowded = True
 
     def close(self) -> None:
         """Close every connection; their workers are told nothing but that."""
@@ -96,7 +134,7 @@ class WorkerLink(asyncio.Protocol):
         self._links = links
         self._dispatcher = links.dispatcher
         self._transport: asyncio.Transport | None = None
-        self._proof_timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None
         challenge = os.urandom(32) if links.secret else None
         self._connection = BatchingConnection(
             max_message=links.max_message, secret=links.secret, challenge=challenge
@@ -118,12 +156,12 @@ class WorkerLink(asyncio.Protocol):
             self.pid = _peer_pid(sock)
             self.address = f"unix, process {self.pid}" if self.pid else "unix"
         else:
-            _keep_alive(sock)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            notice_silence(sock)
             self.address = f"tcp, {peer[0]}:{peer[1]}" if peer else "tcp"
-        self._links.open.add(self)
-        if self._links.secret:
-            loop = asyncio.get_running_loop()
-            self._proof_timer = loop.call_later(PROOF_TIMEOUT, self._no_proof)
+        patience = PROOF_TIMEOUT if self._links.secret else READY_TIMEOUT
+        self._timer = asyncio.get_running_loop().call_later(patience, self._is_late, patience)
+        self._links.add(self)
 
     def data_received(self, data: bytes) -> None:
         """Act upon every message that is complete now."""
@@ -185,12 +223,16 @@ class WorkerLink(asyncio.Protocol):
 
     def _become_ready(self) -> None:
         self._forget_timer()
+        self._links.recognise(self)
         self.is_ready = True
         self._dispatcher.ready(self)
         self._links.on_change(self)
 
-    def _no_proof(self) -> None:
-        self._fault(f"no proof of the worker secret within {PROOF_TIMEOUT:g} s")
+    def _is_late(self, patience: float) -> None:
+        if self._links.secret:
+            self._fault(f"no proof of the worker secret within {patience:g} s")
+        else:
+            self._fault(f"it did not ask for a batch within {patience:g} s")
 
     def _fault(self, complaint: str) -> None:
         if self._transport is None:
@@ -199,7 +241,7 @@ class WorkerLink(asyncio.Protocol):
         self.close()
 
     def _forget_timer(self) -> None:
-        timer, self._proof_timer = self._proof_timer, None
+        timer, self._timer = self._timer, None
         if timer is not None:
             timer.cancel()
 
@@ -207,7 +249,7 @@ class WorkerLink(asyncio.Protocol):
         """Close the transport, once."""
         transport, self._transport = self._transport, None
         self._forget_timer()
-        self._links.open.discard(self)
+        self._links.discard(self)
         was_ready, self.is_ready = self.is_ready, False
         if transport is not None:
             transport.abort()
@@ -222,12 +264,3 @@ def _peer_pid(sock: socket.socket) -> int | None:
     size = struct.calcsize("3i")
     pid: int = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))[0]
     return pid or None  # 0 is somebody in another namespace
-
-
-def _keep_alive(sock: socket.socket) -> None:
-    """Let the system notice a machine that is gone without a word, within about a minute."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    for option, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
-        if hasattr(socket, option):
-            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)

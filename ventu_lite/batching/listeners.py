@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import logging
 import os
 import socket
 import stat
@@ -10,8 +11,13 @@ from typing import Any, Final
 
 from ..errors import CannotListen
 
+log = logging.getLogger(__name__)
+
 # As many as Linux lets through by default (somaxconn); a burst beyond that is told to come again.
 BACKLOG: Final = 4096
+
+# Files that clients do not get: for workers, for starting another one, for ourselves.
+_OUR_FILES: Final = 64
 
 # How often the system is asked for a port that is free on all addresses of a host.
 _TRIES: Final = 10
@@ -105,16 +111,39 @@ def _bound(addresses: list[tuple[int, Any]], port: int) -> list[socket.socket]:
     return socks
 
 
-def allow_many_files() -> None:
-    """Raise the soft limit of open files to the hard one: each connection is a file."""
+def clients_that_fit(wanted: int) -> int:
+    """Return how many clients there may be if each is an open file; this process gets what it may.
+
+    Without a limit of ours clients could take the last file, and no worker that has died could be
+    replaced.
+
+    Args:
+        wanted: How many the operator wants to allow.
+    """
+    files = allow_many_files()
+    most = wanted if files is None else files - min(_OUR_FILES, files // 2)
+    if most >= wanted:
+        return wanted
+    log.warning(
+        "at most %d clients can connect, not %d: this process may open only %d files;"
+        " raise that limit (ulimit -n), or lower --max-connections",
+        most, wanted, files,
+    )  # fmt: skip
+    return most
+
+
+def allow_many_files() -> int | None:
+    """Raise the soft limit of open files to the hard one; return it, ``None`` if there is none."""
     try:
         import resource
     except ImportError:  # Windows has no such limit
-        return
+        return None
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         with contextlib.suppress(ValueError, OSError):  # macOS reports more than it allows
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return None if limit == resource.RLIM_INFINITY else limit
 
 
 def _clear(path: str) -> None:

@@ -6,7 +6,7 @@ import logging
 import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from ..addresses import Address, TCPAddress
@@ -17,7 +17,7 @@ from .front import Front, Status
 from .http import HttpServer, Limits
 from .http_request import Request
 from .links import Links, WorkerLink, log_change
-from .listeners import BACKLOG, UnixDoor, allow_many_files, listen_tcp
+from .listeners import BACKLOG, UnixDoor, clients_that_fit, listen_tcp
 from .queue import Queue
 from .tally import FrontMetrics
 
@@ -39,6 +39,7 @@ class Options:
         fallback: Answers all other routes.
         on_change: Told when a worker becomes ready or is gone.
         kill: Ends a worker process that holds a batch for too long.
+        limits: How long clients may take; how much they may is in the settings.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Options:
     fallback: Callable[[Request], None] | None = None
     on_change: Callable[[WorkerLink], None] = log_change
     kill: Callable[[int], None] = lambda pid: None
+    limits: Limits = Limits()
 
 
 class BatchingService:
@@ -82,7 +84,7 @@ class BatchingService:
         self.dispatcher = Dispatcher(queue, self.metrics, asyncio.get_running_loop())
         self.links = [self._make_links(address) for address in options.workers_at]
         front = self._make_front(make_status(self))
-        self._http = HttpServer(front.handle, limits=_limits(config), check=front.check)
+        self._http = HttpServer(front.handle, limits=_limits(config, options), check=front.check)
         self._http_servers: list[asyncio.Server] = []
         self._worker_servers: list[asyncio.Server] = []
         self._unix_doors: list[UnixDoor] = []
@@ -98,7 +100,6 @@ class BatchingService:
         Raises:
             CannotListen: An address is taken; nothing listens.
         """
-        allow_many_files()
         loop, config = asyncio.get_running_loop(), self.config
         with contextlib.ExitStack() as stack:
             http_doors = listen_tcp(config.host, config.port)
@@ -203,11 +204,12 @@ def _make_queue(config: Config, options: Options) -> Queue[Link]:
     )
 
 
-def _limits(config: Config) -> Limits:
-    return Limits(
+def _limits(config: Config, options: Options) -> Limits:
+    return replace(
+        options.limits,
         max_body=int(config.max_body),
         max_held=int(config.max_held),
-        max_connections=config.max_connections,
+        max_connections=clients_that_fit(config.max_connections),
     )
 
 

@@ -1,0 +1,103 @@
+"""Room for metrics is taken at the start, and what a process did not use is given back."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+from prometheus_client.mmap_dict import MmapedDict
+
+from ventu_lite import ConfigError
+from ventu_lite.room import claim_room, give_back_room
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory that processes share, as if it had been named before the start."""
+    folder = tmp_path / "metrics"
+    folder.mkdir()
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(folder))
+    monkeypatch.setattr("prometheus_client.values.ValueClass", object)
+    return folder
+
+
+def sizes(folder: Path) -> set[int]:
+    """Return what the files of a directory take on the disk, at least."""
+    return {min(os.stat(path).st_size, os.stat(path).st_blocks * 512) for path in folder.iterdir()}
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="this system cannot do it")
+def test_room_is_taken_once_and_not_only_promised(folder: Path) -> None:
+    claim_room()
+    claim_room()
+    assert sizes(folder) == {128 * 1024}
+    names = {path.name.rpartition("_")[0] for path in folder.iterdir()}
+    assert names == {"counter", "histogram", "gauge_livesum", "gauge_max"}
+
+
+def test_what_is_written_is_kept(folder: Path) -> None:
+    claim_room()
+    path = folder / f"counter_{os.getpid()}.db"
+    series = MmapedDict(str(path))  # type: ignore[no-untyped-call]  # it is not typed
+    series.write_value("key", 3.0, 0.0)  # type: ignore[no-untyped-call]
+    claim_room()
+    series.close()  # type: ignore[no-untyped-call]
+    give_back_room(str(path))
+    assert os.stat(path).st_size < 100
+    values = MmapedDict.read_all_values_from_file(str(path))  # type: ignore[no-untyped-call]
+    assert [(key, value) for key, value, *_ in values] == [("key", 3.0)]
+
+
+def test_a_file_that_was_never_used_becomes_small(folder: Path) -> None:
+    claim_room()
+    path = folder / f"counter_{os.getpid()}.db"
+    give_back_room(str(path))
+    give_back_room(str(path))
+    assert os.stat(path).st_size == 8
+    values = MmapedDict.read_all_values_from_file(str(path))  # type: ignore[no-untyped-call]
+    assert list(values) == []
+
+
+def test_an_empty_file_stays_so(folder: Path) -> None:
+    (folder / "counter_7.db").touch()
+    give_back_room(str(folder / "counter_7.db"))
+    assert sizes(folder) == {0}
+
+
+def _fails_with(number: int) -> object:
+    def fail(*arguments: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    monkeypatch.setattr("os.posix_fallocate", _fails_with(number), raising=False)
+    with pytest.raises(ConfigError, match="full: make room there, 512 KiB for each process"):
+        claim_room()
+    assert not list(folder.iterdir())
+
+
+def test_a_file_system_that_cannot_do_it_does_without(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.posix_fallocate", _fails_with(errno.EINVAL), raising=False)
+    claim_room()
+    assert sizes(folder) == {0}
+
+
+def test_a_system_that_cannot_do_it_does_without(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("os.posix_fallocate", raising=False)
+    claim_room()
+    assert sizes(folder) == {0}
+
+
+def test_without_a_directory_nothing_is_taken(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR")
+    claim_room()
+    assert not list(folder.iterdir())
