@@ -39,8 +39,13 @@ def test_two_services_live_in_one_app() -> None:
     assert client.post("/two/inference", json="four").json == "FOUR"
 
 
+def test_a_route_of_its_own_asks_the_model() -> None:
+    client = run(blocks("python")[2])["app"].test_client()
+    assert client.get("/shout/hello").text == "HELLO!"
+
+
 def test_every_python_block_is_tried() -> None:
-    assert len(blocks("python")) == 2
+    assert len(blocks("python")) == 3
 
 
 def test_the_sample_answers_as_it_says() -> None:
@@ -52,15 +57,45 @@ def test_the_sample_answers_as_it_says() -> None:
 
 
 def test_every_command_exists() -> None:
-    commands = set(re.findall(r"python -m ventu_lite(?: --app \S+)? (\w+)", README))
+    commands = set(re.findall(r"python -m ventu_lite(?: --app \S+)? ([a-z]+)", README))
     assert commands == {"serve", "batching", "worker", "check"}
     for command in commands:
         assert CliRunner().invoke(group, [command, "--help"]).exit_code == 0
 
 
-def test_every_file_it_names_is_there() -> None:
-    for path in set(re.findall(r"\b(?:samples|tests)/[\w/]+\.py\b", README)):
-        assert (ROOT / path).is_file(), path
+PAGES = sorted(
+    path
+    for path in [ROOT / "README.md", *ROOT.glob("samples/**/*.md"), *ROOT.glob("tests/**/*.md")]
+    if ".hypothesis" not in path.parts
+)
+
+
+def anchors(page: Path) -> set[str]:
+    """Return where a link into a page may lead: its headings, as GitHub writes them."""
+    code = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", code.sub("", page.read_text()), re.MULTILINE)
+    plain = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings)
+    return {heading.strip().replace(" ", "-") for heading in plain}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^()\s]+)\)", page.read_text())
+    for link in links:
+        if link.startswith(("http://", "https://")):
+            continue
+        path, _, anchor = link.partition("#")
+        there = (page.parent / path) if path else page
+        assert there.exists(), f"{page.name} links to {link}"
+        if anchor:
+            assert anchor in anchors(there), f"{page.name} links to {link}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_file_it_names_is_there(page: Path) -> None:
+    for path in set(re.findall(r"\b(?:samples|tests)/[\w/]+\.(?:py|md)\b", page.read_text())):
+        if "NAME" not in path:
+            assert (ROOT / path).is_file(), path
 
 
 @pytest.mark.parametrize("name", Config.model_fields)
