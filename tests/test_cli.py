@@ -481,7 +481,7 @@ def test_a_failing_set_up_ends_a_worker_with_its_traceback(directory: Path) -> N
     (directory / "fail_in_setup").touch()
     with BatchingPeer() as peer, slow_worker(directory, "--unix", str(peer.unix)) as process:
         assert process.wait() == CRASHED
-        assert process.lines[-1] == "OSError: no weights"
+        assert process.lines[-1] == "  OSError: no weights"
         process.wait_for("ERROR .*: the worker ends")
         assert peer.connections == 0
 

@@ -70,6 +70,20 @@ def test_an_empty_variable_counts_as_unset(
     assert Config(port=7).port == 7
 
 
+@pytest.mark.parametrize("name", ["VENTU_API_KEY", "ventu_worker_secret"])
+@pytest.mark.parametrize("where", ["environment", "file"])
+def test_an_empty_secret_is_no_open_door(
+    name: str, where: str, dotenv: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``VENTU_API_KEY=$KEY`` where KEY is misspelt."""
+    if where == "file":
+        dotenv.write_text(f"{name}=\n")
+    else:
+        monkeypatch.setenv(name, "")
+    with pytest.raises(ConfigError, match=f"{name} is empty"):
+        Config()
+
+
 def test_lines_of_other_programs_in_the_file_do_no_harm(dotenv: Path) -> None:
     dotenv.write_text("DATABASE_URL=x\nVENTU_PORT=9\nVENTU_UNKNOWN=1\n")
     assert Config().port == 9

@@ -88,7 +88,7 @@ SCHEMAS = {
                 "maxItems": 20,
                 "description": "The first field errors.",
             },
-            "error_count": {"type": "integer", "description": "How many there were in all."},
+            "error_count": {"type": "integer", "description": "How many were found."},
         },
         *("title", "status", "errors", "error_count"),
         description="Problem details (RFC 9457) with the fields that do not fit.",

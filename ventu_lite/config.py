@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
+from dotenv import dotenv_values
 from pydantic import BeforeValidator, ByteSize, Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
@@ -86,6 +87,7 @@ class Config(BaseSettings):
     def __init__(self, **settings: Any) -> None:
         _refuse_unknown(settings)
         try:
+            _refuse_empty_secrets()
             super().__init__(**settings)
         except ValidationError as exc:
             raise ConfigError(_explain(exc, _in_code_or_environment(settings))) from None
@@ -133,6 +135,14 @@ def _refuse_unknown(settings: dict[str, Any]) -> None:
             known = f"Known: {', '.join(Config.model_fields)}."
             hint = f" Did you mean {near[0]!r}?" if near else " " + known
             raise RegistrationError(f"there is no setting {name!r}.{hint}")
+
+
+def _refuse_empty_secrets() -> None:
+    """An empty variable counts as unset; but a door that was to be locked must not stand open."""
+    for said in ({**dotenv_values(_FILE)}, os.environ):
+        for name, value in said.items():
+            if value == "" and name.upper() in {PREFIX + secret.upper() for secret in _SECRETS}:
+                raise ConfigError(f"{name} is empty: give it a value, or remove it")
 
 
 def _explain(exc: ValidationError, said_as: Callable[[str, object], str]) -> str:

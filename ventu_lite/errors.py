@@ -70,7 +70,7 @@ class InvalidPayload(PayloadError):
 
     Attributes:
         errors: At most 20 field errors: maps of ``type``, ``loc`` (a list) and ``msg``.
-        error_count: How many there were in all.
+        error_count: How many were found; in a large payload a list is left at its first error.
     """
 
     status = 422

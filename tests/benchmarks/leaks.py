@@ -18,14 +18,13 @@ from measuring import verdict
 TESTS = Path(__file__).parent.parent
 sys.path += [str(TESTS), str(TESTS / "faults")]
 
-from deployments import GUNICORN, SERVE, Deployment, deployed  # noqa: E402  # after the line above
+from deployments import GUNICORN, SERVE, deployed  # noqa: E402  # after the line above
 from mixture import (  # noqa: E402
     MODEL,
     SETTINGS,
     Traces,
     load_while_a_worker_dies,
     replaced_workers,
-    use_all_threads,
 )
 from processes import short_directory  # noqa: E402
 
@@ -42,12 +41,6 @@ def row(name: str, traces: Traces) -> str:
     )
 
 
-def look(deployment: Deployment) -> Traces:
-    """Return what is there when all threads are."""
-    use_all_threads(deployment)
-    return Traces.of(deployment)
-
-
 def endure(how: str, count: int, rounds: int, workers: int) -> None:
     """Load one deployment, and print what it has."""
     kinds: Counter[str] = Counter()
@@ -61,11 +54,11 @@ def endure(how: str, count: int, rounds: int, workers: int) -> None:
     ):
         for serial in range(WARM_UP):
             load_while_a_worker_dies(deployment, count // rounds, seed=-serial)
-        before = now = look(deployment)
+        before = now = Traces.of(deployment)
         print(row("warm", before), flush=True)
         for serial in range(1, rounds + 1):
             kinds += load_while_a_worker_dies(deployment, count // rounds, seed=serial)
-            now = look(deployment)
+            now = Traces.of(deployment)
             print(row(str(serial * (count // rounds)), now), flush=True)
     print("requests:", ", ".join(f"{number:,} {kind}" for kind, number in kinds.most_common()))
     judge(before, now)
@@ -78,9 +71,9 @@ def judge(before: Traces, now: Traces) -> None:
     pairs = zip_longest(before.memory[1:], now.memory[1:], fillvalue=0)
     grown = max((late - early) / 1e6 for early, late in pairs)
     print(verdict("memory of a worker, more", grown, 5, " MB"))
-    for name in ("files", "threads"):
-        more = sum(getattr(now, name)) - sum(getattr(before, name))
-        print(verdict(f"{name}, more", more, 0, ""))
+    print(verdict("files, more", sum(now.files) - sum(before.files), 0, ""))
+    more = sum(now.lasting_threads()) - sum(before.lasting_threads())
+    print(verdict("threads, more", more, 0, ""))
     print(verdict("processes, more", len(now.files) - len(before.files), 0, ""))
     print(verdict("temporary files, more", now.temporary - before.temporary, 0, ""))
     print(verdict("files with metrics, more", now.totals - before.totals, 0, ""))

@@ -10,10 +10,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from processes import TIMEOUT, Answer, Client, Server
 from prometheus_client.parser import text_string_to_metric_families
 
+LISTENING = "0A"  # as /proc/net/tcp says it
 LINES = b"POST /inference HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\n"
 
 
@@ -132,3 +134,10 @@ def samples(server: Server) -> Counter[str]:
             values = [v for k, v in sorted(sample.labels.items()) if k not in ("service", "le")]
             seen["/".join([sample.name, *values])] += int(sample.value)
     return seen
+
+
+def connections(server: Server) -> int:
+    """Return how many connections the server has accepted and not closed."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    ours = [row for row in rows if int(row[1].partition(":")[2], 16) == server.port]
+    return sum(row[9] != "0" for row in ours if row[3] != LISTENING)

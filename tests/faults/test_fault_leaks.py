@@ -13,7 +13,6 @@ from mixture import (
     load,
     load_while_a_worker_dies,
     replaced_workers,
-    use_all_threads,
 )
 
 # The allocator and the caches of Python grow in steps; a leak of 1 KB in each request is 1.6 MB.
@@ -24,7 +23,6 @@ FREE = 1_600_000
 def test_faults_leave_nothing_behind(how: str, directory: Path) -> None:
     with deployed(how, MODEL, directory, env=SETTINGS) as deployment:
         load(deployment, 1600, seed=1, faults=0.2)
-        use_all_threads(deployment)
         before = Traces.of(deployment)
         seen = load(deployment, 1600, seed=2)
         assert set(FAULTS) < set(seen) and seen["good"] > 1400 and not seen["lost"]
@@ -39,10 +37,8 @@ def test_faults_leave_nothing_behind(how: str, directory: Path) -> None:
 def test_workers_that_die_leave_nothing_behind(how: str, directory: Path) -> None:
     with deployed(how, MODEL, directory, env=SETTINGS) as deployment, replaced_workers(deployment):
         load_while_a_worker_dies(deployment, 640, seed=1)
-        use_all_threads(deployment)
         before = Traces.of(deployment)
         load_while_a_worker_dies(deployment, 640, seed=2)
-        use_all_threads(deployment)
         after = assert_same(deployment, before)
         assert after.memory[0] - before.memory[0] < FREE
         assert after.totals <= before.totals + 4

@@ -19,6 +19,7 @@ from crowds import (
     LINES,
     at_once,
     connect,
+    connections,
     hang_up,
     has_room_for,
     honest,
@@ -323,13 +324,6 @@ def assert_refused(answer: bytes) -> None:
     assert re.search(rb"\r\nRetry-After: [1-9]\d*(\r\n|$)", head)
 
 
-def connections(server: Server) -> int:
-    """Return how many connections the server has accepted and not closed."""
-    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    ours = [row for row in rows if int(row[1].partition(":")[2], 16) == server.port]
-    return sum(row[9] != "0" for row in ours if row[3] != LISTENING)
-
-
 def resident(server: Server) -> int:
     """Return the bytes of memory that the process has now."""
     pages = int(Path(f"/proc/{server.process.pid}/statm").read_text().split()[1])
@@ -337,7 +331,6 @@ def resident(server: Server) -> int:
 
 
 MOST = 10_000
-LISTENING = "0A"
 
 
 def test_ten_thousand_idle_connections_are_borne_and_one_more_is_not(directory: Path) -> None:

@@ -82,6 +82,12 @@ def decoded(answer: Answer) -> Any:
     return json.loads(answer.body)
 
 
+def encoded(value: Any, media_type: str) -> bytes:
+    """Return a body of that type."""
+    body: bytes = msgpack.packb(value) if media_type == MSGPACK else json.dumps(value).encode()
+    return body
+
+
 def assert_refused(answer: Answer, status: int, media_type: str) -> None:
     problem = decoded(answer)
     assert (answer.status, problem["status"]) == (status, status)
@@ -235,7 +241,7 @@ def test_a_body_that_ends_at_any_byte(
     running: dict[str, Deployment], how: str, media_type: str
 ) -> None:
     value = {"text": "é", "number": -70000, "numbers": [1.5, 2], "anything": {"a": [None, True]}}
-    whole = msgpack.packb(value) if media_type == MSGPACK else json.dumps(value).encode()
+    whole = encoded(value, media_type)
     with running[how].server.client() as client:
         for end in range(len(whole)):
             assert_refused(client.infer(whole[:end], media_type), 400, media_type)
@@ -246,14 +252,12 @@ def test_a_body_that_ends_at_any_byte(
 @everywhere
 @pytest.mark.parametrize("media_type", [JSON, MSGPACK, ""])
 def test_a_body_at_the_limit(running: dict[str, Deployment], how: str, media_type: str) -> None:
-    value = {"text": "x" * (LIMIT - 100)}
-    make = msgpack.packb if media_type == MSGPACK else lambda value: json.dumps(value).encode()
-    value["text"] += "x" * (LIMIT - len(make(value)))
+    text = "x" * (LIMIT - 100)
+    text += "x" * (LIMIT - len(encoded({"text": text}, media_type)))
     server = running[how].server
-    answer = server.infer(make(value), media_type)
-    assert (answer.status, decoded(answer)["text"]) == (200, value["text"].upper())
-    value["text"] += "x"
-    assert server.infer(make(value), media_type).status == 413
+    answer = server.infer(encoded({"text": text}, media_type), media_type)
+    assert (answer.status, decoded(answer)["text"]) == (200, text.upper())
+    assert server.infer(encoded({"text": text + "x"}, media_type), media_type).status == 413
     assert_well(server)
 
 
@@ -271,7 +275,7 @@ LEGAL = [
     pytest.param(JSON, text_with(b"0." + b"1" * 100_000), 1 / 9, id="a long fraction"),
     pytest.param(JSON, text_with(b"9" * 4000), 10**4000 - 1, id="4000 digits"),
     pytest.param(JSON, text_with(b"-" + b"18446744073709551616"), -(2**64), id="65 bits"),
-    pytest.param(JSON, text_with(b'"' + b"\\u0061" * 100_000 + b'"'), "a" * 100_000, id="escapes"),
+    pytest.param(JSON, text_with(b'"' + b"\\u0061" * 50_000 + b'"'), "a" * 50_000, id="escapes"),
     pytest.param(JSON, text_with(b"[" * 190 + b"]" * 190), None, id="190 lists"),
     pytest.param(MSGPACK, with_part(b"\x91" * 500 + b"\xc0"), None, id="500 lists in msgpack"),
     pytest.param(MSGPACK, packed(anything=2**64 - 1), 2**64 - 1, id="the largest integer"),
