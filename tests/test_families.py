@@ -1,11 +1,14 @@
 """Metrics of several sources as one text."""
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_open
 from prometheus_client.parser import text_string_to_metric_families as parse
 from prometheus_client.registry import REGISTRY
@@ -104,24 +107,61 @@ def test_many_processes_have_their_directory(
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
     assert is_shared()
     (collector,) = process_collectors()
-    assert isinstance(collector, CollectorRegistry) and list(collector.collect()) == []
+    assert list(collector.collect()) == []
 
 
-@pytest.mark.parametrize("was_ready", [True, False])
-def test_a_process_that_has_ended_leaves_its_totals_if_it_had_any(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, was_ready: bool
+def test_a_process_that_was_never_ready_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "metrics"
-    folder.mkdir()
-    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(folder))
-    files = ["counter_7.db", "histogram_7.db", "gauge_livesum_7.db"]
-    others = ["counter_77.db", "gauge_livesum_77.db"]
-    for name in files + others:
-        (folder / name).touch()
-    forget_process(7, was_ready)
-    left = set(os.listdir(folder)) - set(others)
-    assert left == ({"counter_7.db", "histogram_7.db"} if was_ready else set())
-    assert set(others) <= set(os.listdir(folder))
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    for pid in (7, 77):
+        write(tmp_path / f"counter_{pid}.db", a=1.0)
+        write(tmp_path / f"gauge_livesum_{pid}.db", b=1.0)
+    forget_process(7, False)
+    assert sorted(os.listdir(tmp_path)) == ["counter_77.db", "gauge_livesum_77.db"]
+
+
+def write(path: Path, **values: float) -> None:
+    """Write a file as a process does."""
+    file: Any = MmapedDict(str(path))  # type: ignore[no-untyped-call]  # it is not typed
+    for name, number in values.items():
+        file.write_value(json.dumps([name, name, {}, "Help."]), number, 0.0)
+    file.close()
+
+
+def totals(folder: Path) -> dict[str, float]:
+    """Return what is shown of all processes."""
+    (collector,) = process_collectors()
+    return {s.name: s.value for family in collector.collect() for s in family.samples}
+
+
+def test_all_that_have_ended_leave_one_file_of_each_kind(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """However many workers die, the directory does not grow, and no sum goes back."""
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    for pid in range(1, 40):
+        write(tmp_path / f"counter_{pid}.db", a_total=1.0, **{f"c{pid % 3}_total": 2.0})
+        write(tmp_path / f"gauge_max_{pid}.db", peak=float(pid % 7))
+        write(tmp_path / f"gauge_livesum_{pid}.db", alive=1.0)
+        before = totals(tmp_path)
+        assert before.pop("alive") == 1.0
+        forget_process(pid, True)
+        assert totals(tmp_path) == before
+    assert sorted(os.listdir(tmp_path)) == ["counter_ended.db", "gauge_max_ended.db"]
+    assert before == {"a_total": 39, "c0_total": 26, "c1_total": 26, "c2_total": 26, "peak": 6}
+
+
+def test_without_room_the_totals_stay_where_they_are(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    write(tmp_path / "counter_7.db", a_total=1.0)
+
+    (tmp_path / "counter_ended.db.new").symlink_to("/dev/full")
+    forget_process(7, True)
+    assert os.listdir(tmp_path) == ["counter_7.db"]
+    assert totals(tmp_path) == {"a_total": 1.0}
 
 
 def test_without_a_directory_there_is_nothing_to_forget(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,15 +2,24 @@
 
 import glob
 import os
+import struct
+import threading
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from prometheus_client import CollectorRegistry, Metric, multiprocess
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import REGISTRY
 
 from .room import give_back_room
+
+# Held while the files of the shared directory are read, or put together.
+_files: Final = threading.Lock()
+#: Stands where a process id would, in the names of files with the totals of all that have ended.
+_ENDED: Final = "ended"
+_USED, _HEAD = struct.Struct("ii"), 8  # what a file begins with: how much of it holds something
 
 
 class Collector(Protocol):
@@ -86,26 +95,64 @@ def process_collectors() -> list[Collector]:
     """Return the default registry, or all that processes have written into their directory."""
     if not is_shared():
         return [REGISTRY]
-    shared = CollectorRegistry()
-    MultiProcessCollector(shared)  # type: ignore[no-untyped-call]  # it is not typed
-    return [shared]
+    return [_Shared()]
+
+
+class _Shared:
+    """What all processes have written into their directory."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        MultiProcessCollector(self._registry)  # type: ignore[no-untyped-call]  # it is not typed
+
+    def collect(self) -> Iterable[Metric]:
+        """Return all families."""
+        with _files:
+            return list(self._registry.collect())
 
 
 def forget_process(pid: int, was_ready: bool) -> None:
-    """Take the gauges of a process that has ended out of the shared directory.
+    """Take a process that has ended out of the shared directory.
 
-    Its totals stay, or the sums would go back. One that was never ready has none, and a worker
-    that cannot start, started again and again, must not fill the disk.
+    Its totals go to those of all that have ended before, or the sums would go back. One that was
+    never ready has none.
     """
     if not is_shared():
         return
     multiprocess.mark_process_dead(pid)  # type: ignore[no-untyped-call]  # it is not typed
     directory = glob.escape(os.environ["PROMETHEUS_MULTIPROC_DIR"])
     for path in glob.glob(os.path.join(directory, f"*_{pid}.db")):
-        if was_ready:
-            give_back_room(path)
-        else:
+        if not was_ready or os.path.getsize(path) <= _HEAD:
             os.unlink(path)
+            continue
+        give_back_room(path)  # so that there is some for the sum
+        with _files:
+            _add_to_ended(path, path.removesuffix(f"{pid}.db") + f"{_ENDED}.db")
+
+
+def _add_to_ended(path: str, ended: str) -> None:
+    """Put what is in a file into that of all processes that have ended; see ``MmapedDict``."""
+    totals: dict[str, float] = {}
+    is_peak = os.path.basename(path).startswith("gauge_max")
+    for source in filter(os.path.exists, (ended, path)):
+        for key, value, *_ in MmapedDict.read_all_values_from_file(source):  # type: ignore[no-untyped-call]
+            known = totals.get(key, 0.0)
+            totals[key] = max(known, value) if is_peak else known + value
+    body = b"".join(map(_entry, totals.keys(), totals.values()))
+    try:
+        with open(f"{ended}.new", "wb") as file:
+            file.write(_USED.pack(_HEAD + len(body), 0) + body)
+    except OSError:  # no room: it goes on to stand in a file of its own
+        os.unlink(f"{ended}.new")
+        return
+    os.replace(f"{ended}.new", ended)
+    os.unlink(path)
+
+
+def _entry(key: str, value: float) -> bytes:
+    name = key.encode()
+    padded = name + b" " * (8 - (len(name) + 4) % 8)
+    return struct.pack(f"i{len(padded)}sdd", len(name), padded, value, 0.0)
 
 
 def _merged(one: Metric, other: Metric) -> Metric:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from crowds import samples
-from deployments import deployed, everywhere, until
+from deployments import SERVE, deployed, everywhere, until
 from mixture import (
     FAULTS,
     MODEL,
@@ -41,4 +41,5 @@ def test_workers_that_die_leave_nothing_behind(how: str, directory: Path) -> Non
         load_while_a_worker_dies(deployment, 640, seed=2)
         after = assert_same(deployment, before)
         assert after.memory[0] - before.memory[0] < FREE
-        assert after.totals <= before.totals + 4
+        more = 0 if how == SERVE else 4  # elsewhere nobody puts the totals of the dead together
+        assert after.totals <= before.totals + more
