@@ -139,9 +139,10 @@ def _refuse_unknown(settings: dict[str, Any]) -> None:
 
 def _refuse_empty_secrets() -> None:
     """An empty variable counts as unset; but a door that was to be locked must not stand open."""
+    variables = {PREFIX + name.upper() for name in _SECRETS}
     for said in ({**dotenv_values(_FILE)}, os.environ):
         for name, value in said.items():
-            if value == "" and name.upper() in {PREFIX + secret.upper() for secret in _SECRETS}:
+            if value == "" and name.upper() in variables:
                 raise ConfigError(f"{name} is empty: give it a value, or remove it")
 
 

@@ -106,7 +106,7 @@ def test_a_port_without_an_address_is_for_this_machine(directory: Path) -> None:
 def test_a_door_to_other_machines_names_its_risk(
     directory: Path, kind: str, secret: str, said: str
 ) -> None:
-    env = {"VENTU_WORKER_SECRET": secret}
+    env = {"VENTU_WORKER_SECRET": secret} if secret else {}
     (directory / "app.py").write_text(SHOUT)
     door = ("--tcp", "0.0.0.0:0")
     with contextlib.ExitStack() as stack:
@@ -192,7 +192,7 @@ def test_only_workers_that_know_the_secret_are_given_jobs(
 ) -> None:
     with deployed(how, SHOUT, directory, env={"VENTU_WORKER_SECRET": SECRET}) as deployment:
         server = deployment.server
-        env = {"VENTU_WORKER_SECRET": other}
+        env = {"VENTU_WORKER_SECRET": other} if other else {}
         with worker("app.py", *deployment.address, cwd=directory, env=env) as process:
             process.wait_for(said)
             assert {server.infer(b'"x"').body for _ in range(4)} == {b'"X"'}
