@@ -1,6 +1,6 @@
 """Sentence embeddings with MiniLM, and the embeddings API of OpenAI beside them.
 
-Install with `pip install 'ventu-lite[embedding]'`, start with
+Install with `pip install 'ventu-lite[embedding]'` (in a clone: `-e '.[embedding]'`), start with
 `flask --app samples/embedding.py run`, then ask:
 `curl localhost:5000/inference --json '{"text": "a cat on a mat"}'`
 

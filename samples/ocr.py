@@ -1,7 +1,8 @@
 """Read a line of text in a picture, with the recogniser of RapidOCR.
 
-Install with `pip install 'ventu-lite[ocr]'`, start with `flask --app samples/ocr.py run`, then
-post a PNG or JPEG with one line of text: `python samples/ocr_client.py line.png`
+Install with `pip install 'ventu-lite[ocr]'` (in a clone: `-e '.[ocr]'`), start with
+`flask --app samples/ocr.py run`, then ask:
+`python samples/ocr_client.py line.png`, a PNG or JPEG with one line of text.
 
 Pictures travel as they are, in msgpack: `{"image": b"..."}`. Those of about the same shape share a
 call, so that none is padded to several times its width.

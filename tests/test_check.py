@@ -179,3 +179,10 @@ def test_the_report_is_a_table() -> None:
         "BROKEN: it lies",
         "the contract is broken",
     ]
+
+
+def test_an_answer_that_is_not_the_expected_one_breaks_the_contract() -> None:
+    service = Service("expects", request=str, response=str, examples=[("a", "A"), ("b", "b")])
+    service.add_stage("infer", str.upper)
+    report = check(service)
+    assert report.complaints == ["example 2: the answer differs from the expected one"]

@@ -124,7 +124,7 @@ def test_a_second_function_is_refused_and_both_places_are_named(kind: Kind) -> N
 def test_one_decorator_object_registers_one_function() -> None:
     decorator = Service().infer(batch=True)
     decorator(rate_all)
-    with pytest.raises(RegistrationError, match="has a batch infer stage already: rate_all"):
+    with pytest.raises(RegistrationError, match="has its batch infer stage already: rate_all"):
         decorator(rate_all)
 
 

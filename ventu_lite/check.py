@@ -5,7 +5,7 @@ must not depend on its company, its place, or a neighbour's failure.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from typing import TYPE_CHECKING, Any, Final
@@ -115,11 +115,17 @@ class _Examiner:
         self._alone = [self._run([probe.payload])[0] for probe in self._probes]
 
     def complaints(self, sizes: Sequence[int]) -> list[str]:
-        """Return how answers differ from those of the examples alone."""
-        found: list[str] = []
+        """Return how answers differ from those of the examples alone, and from the expected."""
+        found = [
+            f"example {number}: the answer differs from the expected one"
+            for number, (probe, outcome) in enumerate(
+                zip(self._probes, self._alone, strict=True), 1
+            )
+            if not isinstance(outcome, Rejected) and probe.differs(outcome)
+        ]
         for size in sizes:
-            found += self._compare(size, bad_at=None)
-            found += self._compare(size, bad_at=size // 2)
+            found += _summed_up(self._compare(size, bad_at=None))
+            found += _summed_up(self._compare(size, bad_at=size // 2))
         return found
 
     def time(self, size: int, clock: Callable[[], float]) -> Timing:
@@ -166,6 +172,14 @@ class _Examiner:
         return list(islice(cycle(parts), size))
 
 
+def _summed_up(complaints: Iterable[str]) -> list[str]:
+    """Return the first complaint about one batch, and how many others there are."""
+    first, *others = [*complaints] or [""]
+    if not first:
+        return []
+    return [f"{first} (and {len(others)} more in that batch)" if others else first]
+
+
 def _remarks(
     probes: Sequence[Probe], timings: Sequence[Timing], is_batch: bool, timeout: float
 ) -> list[str]:
@@ -189,6 +203,8 @@ def _advice(timings: Sequence[Timing]) -> str:
     enough = next(t for t in timings if t.per_second >= _ENOUGH * best)
     if gain < 1.2:
         return f"batching gains only {gain:.2f} ×: a plain @service.infer would do as well"
+    if enough is timings[-1]:
+        return f"batching gains {gain:.1f} ×, and more with each size that was tried"
     return (
         f"batching gains {gain:.1f} ×, and a batch of {enough.size} reaches {_ENOUGH:.0%} of it:"
         f" max_batch_size={enough.size} keeps answers quick"

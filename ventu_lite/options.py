@@ -81,6 +81,11 @@ def batching_options(fn: F) -> F:
             metavar=seconds,
             help="Longest that an idle worker waits for company for a job.  [default: 0.01]",
         ),
+        click.option(
+            "--max-wait-policy",
+            type=click.Choice(["adaptive", "fixed"]),
+            help="Wait while it is worth it, or always.  [default: adaptive]",
+        ),
         click.option("--capacity", type=int, metavar=count, help="Waiting jobs.  [default: 1024]"),
         click.option(
             "--timeout", type=float, metavar=seconds, help="From request to 504.  [default: 5]"

@@ -89,7 +89,7 @@ def serve(plan: Plan, config: Config) -> int:
         RegistrationError: The service is at a place that cannot be served.
     """
     for mounted in services_of(plan.app).values():
-        mounted.service.runtime.startup.forbid(_why_not_here(plan.service.name))
+        mounted.service.runtime.startup.forbid(_why_not_here(mounted.service, plan.service))
     prefixes = prefixes_of(plan.app, plan.mounted)
     config = config.override(max_batch_size=_max_batch_size(plan.service, config))
     with _meeting_place() as workers_at:
@@ -172,10 +172,15 @@ class _Front:
             log.info("ready on %s", self._batching.url)
 
 
-def _why_not_here(name: str) -> str:
+def _why_not_here(service: "Service", served: "Service") -> str:
+    if service is not served:
+        return (
+            f"this command serves {served.name!r}, not {service.name!r}: start another one with"
+            f" --service {service.name}"
+        )
     return (
-        f"this process only forwards requests of the service {name!r}; it runs no stage itself."
-        " In a route of your own, call service.ask instead of service.predict"
+        f"this process only forwards requests of the service {served.name!r}; it runs no stage"
+        " itself. In a route of your own, call service.ask instead of service.predict"
     )
 
 

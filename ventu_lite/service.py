@@ -230,7 +230,7 @@ class Service:
         taken = self._stages.get(stage.slot)
         if taken is not None:
             raise RegistrationError(
-                f"service {self.name!r} has a {stage.slot} stage already: {taken.where}."
+                f"service {self.name!r} has its {stage.slot} stage already: {taken.where}."
                 f" Remove it, or give {stage.where} a service of its own."
             )
         self._stages[stage.slot] = stage

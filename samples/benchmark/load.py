@@ -6,6 +6,7 @@ import gc
 import importlib
 import importlib.util
 import multiprocessing
+import os
 import signal
 import socket
 import sys
@@ -121,7 +122,9 @@ def _child(pipe: Pipe, plan: Plan, index: int) -> None:
     gc.disable()  # its pauses would be in the latencies
     share = plan.share(index)
     with contextlib.suppress(ConnectionError):  # the parent has gone
-        pipe.send(_run_loop(share, index, start, pipe))
+        tally = _run_loop(share, index, start, pipe)
+        os.set_blocking(pipe.fileno(), True)  # the event loop has changed that
+        pipe.send(tally)
 
 
 def _run_loop(plan: Plan, index: int, start: float, pipe: Pipe) -> Tally:
