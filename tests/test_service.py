@@ -115,7 +115,7 @@ def test_a_second_function_is_refused_and_both_places_are_named(kind: Kind) -> N
     line, other = FUNCTIONS[kind].__code__.co_firstlineno, second.__code__.co_firstlineno
     with pytest.raises(
         RegistrationError,
-        match=rf"service 'twice' has a.? {kind} stage already: \w+ \({HERE}:{line}\)\."
+        match=rf"service 'twice' has its {kind} stage already: \w+ \({HERE}:{line}\)\."
         rf" Remove it, or give .*second \({HERE}:{other}\) a service of its own\.",
     ):
         service.add_stage(kind, second)

@@ -253,6 +253,7 @@ def test_the_clock_jumps(directory: Path, how: str) -> None:
             gate = hold(directory, "batch")
             assert server.infer(b'"late"', X_Request_Timeout="0.3").status == 504
             gate.unlink()
+            assert server.infer(b'"next"').status == 200  # no process is at the gate any more
             assert server.get("/health").status == 200
             (directory / "phases").write_text("")
         assert server.process.stop() == 0
