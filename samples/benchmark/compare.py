@@ -91,11 +91,12 @@ def measure(server: Running, clients: int, options: Options) -> Row:
         processes=min(options.processes, clients),
     )
     before = cpu_seconds(server.mark)
-    result = summary(plan, run(plan))
+    tally = run(plan)
+    result = summary(plan, tally)
     used = cpu_seconds(server.mark) - before
     if server.process.poll() is not None:
         raise server.died()
-    if result.seconds < options.seconds - 1e-6:
+    if tally.was_stopped:
         raise KeyboardInterrupt  # the load generator has taken it for itself
     # The CPU time is that of the warm-up as well, so the answers of it belong to it, too.
     answers = result.rate * (options.seconds + options.warm_up)

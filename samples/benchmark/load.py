@@ -72,7 +72,12 @@ def _gather(pipes: list[Pipe], tell: Callable[[float, int, int], None] | None) -
     total = Tally()
     progress = {pipe: Progress(0, 0) for pipe in pipes}
     left = list(pipes)
-    with _first_ctrl_c(lambda: _end_early(pipes)):
+
+    def end_early() -> None:
+        total.was_stopped = True
+        _end_early(pipes)
+
+    with _first_ctrl_c(end_early):
         while left:
             for ready in wait(left):
                 assert isinstance(ready, Pipe)

@@ -59,6 +59,7 @@ class Tally:
         late: Seconds by which this tool itself missed the times of an open loop.
         busy: CPU time of each process by the length of the window.
         starved: The time each was ready to run and had no core, likewise.
+        was_stopped: Whether somebody pressed Ctrl-C.
     """
 
     seconds: float = 0.0
@@ -70,6 +71,7 @@ class Tally:
     late: "array[float]" = field(default_factory=lambda: array("d"))
     busy: list[float] = field(default_factory=list)
     starved: list[float] = field(default_factory=list)
+    was_stopped: bool = False
 
     def add(self, other: "Tally") -> None:
         """Add what another process has measured in the same window."""
