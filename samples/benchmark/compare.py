@@ -158,8 +158,8 @@ def _visit(
             check(server)
             for clients in options.clients:
                 row = measure(server, clients, options)
+                yield clients, row  # before it is said: who reads that may press Ctrl-C
                 say(f"{label}, {clients} clients: {row.result.rate:,.0f} requests/s")
-                yield clients, row
     except NotMeasured as exc:
         failures.append(f"{variant}: {exc}" if variant else str(exc))
         say(f"{label}: {exc}")
