@@ -35,6 +35,8 @@ model: Any = None
 @service.setup
 def load() -> None:
     global tokenizer, model
+    if MODEL.startswith((".", "/")) and not os.path.isdir(MODEL):
+        raise FileNotFoundError(f"MODEL={MODEL!r} is no directory")
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     # What is below transformers' own tokenizer keeps no state and may be shared by threads.

@@ -19,7 +19,7 @@ def read(url: str, image: bytes) -> str:
         urllib.error.URLError: There is no answer, or it is no good one.
     """
     asked = urllib.request.Request(
-        f"{url.rstrip('/')}/inference",
+        f"{url.rstrip('/').removesuffix('/inference')}/inference",
         data=msgpack.packb({"image": image}),
         headers={"Content-Type": "application/msgpack"},
     )
@@ -42,11 +42,13 @@ def main() -> int:
             failed += 1
             detail = msgpack.unpackb(exc.read())["detail"]
             print(f"{path.name}: {exc.code}: {detail}", file=sys.stderr)
+        except urllib.error.URLError as exc:
+            failed += 1
+            hint = f"is samples/ocr.py running at {options.url}?"
+            print(f"{path.name}: {exc.reason}; {hint}", file=sys.stderr)
         except OSError as exc:
             failed += 1
-            print(
-                f"{path.name}: {exc}; is samples/ocr.py running at {options.url}?", file=sys.stderr
-            )
+            print(f"{path.name}: {exc.strerror}", file=sys.stderr)
     return 1 if failed else 0
 
 
