@@ -1,6 +1,7 @@
 """What every test may count on: no setting of the machine reaches it."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from processes import short_directory
 # A busy machine must not fail a property.
 settings.register_profile("ventu_lite", deadline=None)
 settings.load_profile("ventu_lite")
+
+# Whoever starts the tests with nohup ignores it, and all processes would inherit that.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)
