@@ -13,8 +13,10 @@ from processes import short_directory
 settings.register_profile("ventu_lite", deadline=None)
 settings.load_profile("ventu_lite")
 
-# Whoever starts the tests with nohup ignores it, and all processes would inherit that.
+# nohup, and a shell that starts the tests in the background, have them ignored, and all processes
+# would inherit that.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

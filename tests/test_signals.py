@@ -24,12 +24,13 @@ def test_a_signal_leaves_the_block(signum: int) -> None:
 
 
 def test_the_same_signal_again_kills() -> None:
+    old = signal.getsignal(signal.SIGTERM)
     with ended_by_signals():
         try:
             os.kill(os.getpid(), signal.SIGTERM)
         except Stopped:
             assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) is old
 
 
 def test_who_was_started_with_nohup_stays_deaf_to_the_end_of_the_terminal() -> None:
