@@ -72,6 +72,12 @@ class TestInOneProcess:
             assert [each.result(TIMEOUT).text for each in asked] == [b"%d" % n for n in range(8)]
         assert len(batches) < 8
 
+    def test_a_failed_stage_is_in_the_log(self, caplog: pytest.LogCaptureFixture) -> None:
+        """Flask says nothing of an HTTPException that a route lets pass."""
+        service, _ = upper_service("ask log")
+        assert failure(service, {"theText": b"bad"}).code == 500
+        assert "a request of service.ask failed" in caplog.text and "a secret" in caplog.text
+
     def test_the_bad_ones_fail_alone(self) -> None:
         service, _ = upper_service("ask bad")
         good, bad, odd, again = service.ask_all(
@@ -198,13 +204,15 @@ def test_what_comes_of_an_answer(status: int, said: bytes | str, expected: Any) 
 
 
 APP = """
-import os
+import os, time
 from ventu_lite import Service
 
 service = Service("own", request=str, response=str, capacity=4)
 
 @service.infer(batch=True)
 def act(batch):
+    if "slow" in batch:
+        time.sleep(0.5)
     return [1 if text == "odd" else f"{text.upper()} {os.getpid()} {len(batch)}" for text in batch]
 
 app = service.app
@@ -213,6 +221,10 @@ app = service.app
 def own(texts):
     answers = service.ask_all(texts.split(","))
     return [getattr(answer, "code", answer) for answer in answers]
+
+@app.get("/slow")
+def slow():
+    return service.ask("slow")
 
 @app.get("/front")
 def front():
@@ -239,6 +251,13 @@ class TestUnderServe:
         answer = server.get("/own/a,b,c,d,e")
         assert (answer.status, answer.headers["Retry-After"]) == (429, "1"), answer.body
         assert server.get("/own/a").status == 200
+
+
+def test_the_timeout_is_that_of_the_command(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(APP)
+    with serve("app.py", "--timeout=0.2", "--batch-timeout=5", cwd=tmp_path) as server:
+        server.process.wait_for("ready on")
+        assert server.get("/slow").status == 504
 
 
 def test_the_front_takes_all_or_none() -> None:

@@ -19,7 +19,7 @@ from .config import Codec
 from .errors import QueueFull, VentuError
 from .health import Health, HealthCheck
 from .metrics import metrics_of
-from .outcomes import Rejected
+from .outcomes import InferenceFailed, Rejected
 from .pipeline import Outcome, Pipeline, Run
 from .startup import Startup
 from .turns import Turns
@@ -86,6 +86,7 @@ class Runtime:
         self._use(service.pipeline(prefer_batch=False, clock=clock))
         self._answers_http = False
         self._ask_workers: AskWorkers | None = None
+        self._timeout = service.config.timeout
         self._set_up_in: int | None = None
 
     def use_batch_function(self) -> None:
@@ -176,12 +177,22 @@ class Runtime:
         self.metrics.rejected(rejected.reason)
         return rejected
 
-    def use_workers(self, ask: AskWorkers) -> None:
-        """Have ``ask_all`` answered by workers elsewhere: this process only forwards."""
-        self._ask_workers = ask
+    def use_workers(self, ask: AskWorkers, timeout: float) -> None:
+        """Have ``ask_all`` answered by workers elsewhere: this process only forwards.
 
-    def ask_all(self, values: Sequence[Any], seconds: float) -> list[Any]:
+        Args:
+            ask: Asks them.
+            timeout: Seconds that a request may take at most, as the command says.
+        """
+        self._ask_workers = ask
+        self._timeout = timeout
+
+    def ask_all(self, values: Sequence[Any], timeout: float | None) -> list[Any]:
         """Have Python values answered as ``POST /inference`` answers payloads.
+
+        Args:
+            values: What clients would send.
+            timeout: Seconds that they may take together, if fewer than the setting.
 
         Returns:
             For each value the response, or an ``InferenceFailed``.
@@ -189,6 +200,7 @@ class Runtime:
         Raises:
             VentuError: As ``answer``, or there is no place for all of them.
         """
+        seconds = self._timeout if timeout is None else min(timeout, self._timeout)
         if self._ask_workers is not None:
             return self._ask_elsewhere(self._ask_workers, values, seconds)
         deadline = self.clock() + seconds
@@ -201,9 +213,15 @@ class Runtime:
         for n, answer in zip(places, answers, strict=True):
             results[n] = pipeline.finish_value(answer.result)
         return [
-            failure_of(self._counted(result)) if isinstance(result, Rejected) else result
-            for result in results
+            self._failure(result) if isinstance(result, Rejected) else result for result in results
         ]
+
+    def _failure(self, rejected: Rejected) -> InferenceFailed:
+        """Count and log a rejected item; a route may let the exception pass, unseen by Flask."""
+        self._counted(rejected)
+        if rejected.is_fault:
+            log.error("a request of service.ask failed", exc_info=rejected.exc)
+        return failure_of(rejected)
 
     def _ask_elsewhere(self, ask: AskWorkers, values: Sequence[Any], seconds: float) -> list[Any]:
         schemas, setting = self.service.compose(), self.service.config.codec

@@ -113,7 +113,7 @@ class _Front:
         self._supervisor = supervisor = self._make_supervisor()
         routes = WSGIRoutes(self._plan.app.wsgi_app, self._config.host)
         self._batching = batching = self._make_batching(routes)
-        self._plan.service.runtime.use_workers(Asker(batching.dispatcher))
+        self._plan.service.runtime.use_workers(Asker(batching.dispatcher), self._config.timeout)
         with StopSignals() as signals:
             signals.on_second(batching.abort)
             signals.on_second(supervisor.kill_all)

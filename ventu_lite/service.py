@@ -440,9 +440,8 @@ class Service:
         """
         from .asking import failed_together
 
-        seconds = min(timeout or self.config.timeout, self.config.timeout)
         with failed_together():
-            return self.runtime.ask_all(list(data), seconds)
+            return self.runtime.ask_all(list(data), timeout)
 
     def health_check(self, batch: bool = False) -> "Health":
         """Run the examples and say how it went.
