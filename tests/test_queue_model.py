@@ -71,7 +71,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.deaths_alone: dict[str, int] = {}
         self.doomed: set[str] = set()  # must be told "worker died" at once
         self.both_since: dict[int, float] = {}  # a worker is idle and a job waits, by key
-        self.passed_over: set[int] = set()  # keys whose time goes on while no worker is idle
+        self.passed_over: dict[int, float] = {}  # the same, then another key got that worker
         self.fresh_before: set[str] = set()
 
     # What is true of the model
@@ -102,11 +102,14 @@ class QueueMachine(RuleBasedStateMachine):
     def note_time(self, key: int, fresh: set[str]) -> None:
         if not fresh & self.fresh_before:
             self.both_since.pop(key, None)
-            self.passed_over.discard(key)
+            self.passed_over.pop(key, None)
         if fresh and self.idle:
             self.both_since.setdefault(key, self.now)
-        elif key not in self.passed_over:
+        else:
             self.both_since.pop(key, None)
+
+    def waits_since(self, key: int) -> float:
+        return self.passed_over.get(key, self.both_since[key])
 
     def note_outcome(self, job: Job, outcome: object) -> None:
         assert self.open.pop(job.id) is job, "finished twice, or after it was abandoned"
@@ -277,14 +280,15 @@ class QueueMachine(RuleBasedStateMachine):
         if self.idle and self.waiting():
             due_at = self.queue.due_at(self.now)
             assert due_at is not None
-            assert self.now < due_at == min(self.both_since.values()) + self.max_wait
+            assert self.now < due_at == min(map(self.waits_since, self.both_since)) + self.max_wait
         else:
             assert self.queue.due_at(self.now) is None
 
     def pass_over(self, taken: int) -> None:
-        """The time of all other keys goes on."""
-        self.passed_over |= {key for key in range(self.keys) if self.fresh(key)}
-        self.passed_over.discard(taken)
+        """The time of all other keys goes on, even while no worker is idle."""
+        for key in self.both_since:
+            self.passed_over.setdefault(key, self.both_since[key])
+        self.passed_over.pop(taken)
 
     # What is true of a batch
 
@@ -324,7 +328,7 @@ class QueueMachine(RuleBasedStateMachine):
             assert is_cut
         assert (batch.reason == "full") == self.is_full(key)
         if batch.reason == "wait":
-            assert self.max_wait and self.now >= self.both_since[key] + self.max_wait
+            assert self.max_wait and self.now >= self.waits_since(key) + self.max_wait
         elif batch.reason == "idle":
             assert self.draining or not self.max_wait
         due = [other for other in range(self.keys) if self.is_due(other)]
@@ -339,7 +343,7 @@ class QueueMachine(RuleBasedStateMachine):
     def is_due(self, key: int) -> bool:
         if not self.fresh(key):
             return False
-        is_over = self.now >= self.both_since[key] + self.max_wait
+        is_over = self.now >= self.waits_since(key) + self.max_wait
         return is_over or self.draining or self.is_full(key)
 
     def message_size(self, ids: list[str]) -> int:

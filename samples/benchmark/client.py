@@ -143,7 +143,8 @@ class Load:
         loop.add_reader(self._pipe.fileno(), self._stop_early)
         delay = self._from - time.monotonic()
         loop.call_later(max(0.0, delay), self._begin)
-        await asyncio.sleep(max(0.0, self._start - time.monotonic()))
+        while (delay := self._start - time.monotonic()) > 0:
+            await asyncio.sleep(delay)  # uvloop may wake up to a millisecond early
         if self.plan.rate is None:
             for _ in range(self.plan.clients):
                 self._connect()

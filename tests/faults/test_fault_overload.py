@@ -469,7 +469,7 @@ def test_a_thousand_slow_senders_are_cut_at_their_time_limit(directory: Path) ->
     with impatient(directory) as server, honest_all_the_time(server):
         with many(server.port, 1000) as slow:
             for sock in slow[::2]:
-                sock.sendall(HEAD)
+                sock.sendall(LINES + b"Content-Length: 1000000\r\n\r\n")
             left = set(slow)
             began_at = time.monotonic()
             while left:
