@@ -3,7 +3,10 @@
 import datetime
 import decimal
 import enum
+import json
+import tracemalloc
 import uuid
+from collections.abc import Iterable
 from typing import Any
 
 import msgpack
@@ -24,8 +27,14 @@ from ventu_lite.codecs import (
     unpack,
 )
 from ventu_lite.config import Codec, CodecSetting
-from ventu_lite.errors import MalformedPayload, NotAcceptable, UnsupportedMediaType
+from ventu_lite.errors import (
+    MalformedPayload,
+    NotAcceptable,
+    PayloadTooLarge,
+    UnsupportedMediaType,
+)
 
+JSON_MARKS = (",", ":")
 JSON = "application/json"
 MSGPACK = "application/msgpack"
 X_MSGPACK = "application/x-msgpack"
@@ -224,6 +233,88 @@ def test_any_bytes_are_a_value_or_malformed(payload: bytes) -> None:
 def test_a_timestamp_becomes_an_aware_datetime() -> None:
     moment = datetime.datetime(2026, 1, 2, 3, tzinfo=datetime.timezone.utc)
     assert unpack(msgpack.packb(moment, datetime=True)) == moment
+
+
+def structure(value: Any) -> int:
+    """Return how many bytes JSON needs for lists and maps, whatever they hold."""
+    if isinstance(value, list):
+        return len(json.dumps([0] * len(value), separators=JSON_MARKS)) - len(value) + inside(value)
+    if isinstance(value, dict):
+        names = dict.fromkeys(map(str, range(len(value))))
+        marks = json.dumps(names, separators=JSON_MARKS).replace("null", "")
+        return len(marks) - sum(map(len, names)) + inside(value.values())
+    return 0
+
+
+def inside(values: Iterable[Any]) -> int:
+    return sum(map(structure, values))
+
+
+VALUES = st.recursive(
+    st.none() | st.text(max_size=2),
+    lambda values: st.lists(values) | st.dictionaries(st.text(max_size=5), values),
+)
+
+
+@given(VALUES)
+def test_counted_is_what_json_needs_for_lists_and_maps(value: Any) -> None:
+    payload = msgpack.packb(value)
+    largest = max(structure(value), len(payload))
+    assert unpack(payload, max_json=largest) == value
+    if structure(value) > len(payload):
+        with pytest.raises(PayloadTooLarge, match=f"than fit into {largest - 1} bytes of JSON"):
+            unpack(payload, max_json=largest - 1)
+
+
+@pytest.mark.parametrize(
+    "element",
+    [
+        pytest.param(b"\x90", id="lists"),
+        pytest.param(b"\x80", id="maps"),
+        pytest.param(b"\x91\x90", id="lists in lists"),
+        pytest.param(b"\x81\xa0\xc0", id="maps of one"),
+        pytest.param(b"\x91" * 500 + b"\x90", id="deep lists"),
+    ],
+)
+def test_a_body_of_many_containers_takes_no_more_than_one_of_json_may(element: bytes) -> None:
+    """The largest JSON body takes 40 times its size; this one would take 70 times."""
+    limit = 1 << 17
+    count = limit // len(element) - 5
+    payload = b"\xdd" + count.to_bytes(4, "big") + element * count
+    tracemalloc.start()
+    try:
+        with pytest.raises(PayloadTooLarge, match=f"more lists and maps than fit into {limit}"):
+            unpack(payload, max_json=limit)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 48 * limit
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        pytest.param([0] * (1 << 17), id="a list of small numbers"),
+        pytest.param([""] * (1 << 17), id="a list of empty strings"),
+        pytest.param([0.5] * (1 << 14), id="a list of floats"),
+        pytest.param([[0.5, 0.5, 0.5]] * (1 << 13), id="rows of floats"),
+        pytest.param([{"a": 1, "b": 2}] * (1 << 13), id="records"),
+        pytest.param([[]] * (1 << 17), id="empty lists"),
+    ],
+)
+def test_what_fits_into_a_body_of_json_is_read(value: Any) -> None:
+    largest = len(json.dumps(value, separators=JSON_MARKS))
+    assert unpack(msgpack.packb(value), max_json=largest) == value
+
+
+def test_a_small_limit_does_not_refuse_a_body_that_was_let_through() -> None:
+    """The front has a limit of its own, which may be larger than that of its worker."""
+    value = [[0.5, 0.5]] * 1000
+    assert unpack(msgpack.packb(value), max_json=1) == value
+
+
+def test_a_payload_of_our_own_has_no_limit() -> None:
+    assert unpack(b"\xdc\xff\xff" + b"\x90" * 0xFFFF) == [[]] * 0xFFFF
 
 
 # ------------------------------------------------------------- writing what they lack
