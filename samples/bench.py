@@ -15,8 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmark import compare as comparing
-from benchmark.http import Address, request_bytes
-from benchmark.load import reachable, run
+from benchmark.http import Address, Unreadable, request_bytes
+from benchmark.load import ask, reachable, run
 from benchmark.peers import MODELS, PEERS, Peer
 from benchmark.plan import Plan, Tally
 from benchmark.report import check_plots, headline, machine, plot_latencies, summary, text
@@ -28,12 +28,18 @@ NO_ANSWER = 1
 WRONG_USAGE = 2
 CANNOT_CONNECT = 3
 
+LONGEST_SHOWN = 500  # bytes of a body
+NO_BODY = "it had no body: an inference is a POST and needs --body"
+
 LOAD_EXAMPLES = """\
 examples, with a service on port 8000:
   python samples/bench.py load http://127.0.0.1:8000/inference --body '{"text": "my cat"}'
   python samples/bench.py load http://127.0.0.1:8000/inference --body '{"text": "my cat"}' \\
       --type msgpack --rate 500 --seconds 30 --json load.json
   python samples/bench.py load http://127.0.0.1:8000/livez --clients 1 --seconds 3
+
+One request is sent before all others: if its answer is no success, nothing is measured, unless
+--errors says that errors are wanted.
 
 In an open loop (--rate) requests leave when they are due, whether answers have come or not, and
 their latency counts from then on: a service that stops for a second cannot hide it.
@@ -154,6 +160,30 @@ def measured(plan: Plan) -> Tally:
         print(f"\r{'':<70}\r", end="", file=sys.stderr, flush=True)
 
 
+def check_first(plan: Plan, *, has_body: bool) -> None:
+    """Send the request once.
+
+    Raises:
+        ValueError: The answer is no success, or there is none; nobody wants 10 s of that.
+    """
+    try:
+        answer = ask(plan)
+    except (OSError, Unreadable) as exc:
+        said = f"the first request got no answer: {exc or type(exc).__name__}"
+    else:
+        if 200 <= answer.status < 300:
+            return
+        said = f"the first answer has status {answer.status}: {start_of(answer.body)}"
+    advice = "see whether --body, --type and --header are right" if has_body else NO_BODY
+    raise ValueError(f"{said}\n{advice}, or say --errors to measure errors")
+
+
+def start_of(body: bytes) -> str:
+    """Return what a terminal can show of a body, on one line."""
+    text = " ".join(body[:LONGEST_SHOWN].decode(errors="replace").split())
+    return "".join(character if character.isprintable() else "�" for character in text)
+
+
 def load(options: argparse.Namespace) -> int:
     """Measure one service."""
     plan = plan_of(options)
@@ -165,6 +195,8 @@ def load(options: argparse.Namespace) -> int:
         print(f"cannot connect to {options.url}: {exc}", file=sys.stderr)
         return CANNOT_CONNECT
     plan = replace(plan, address=reached)
+    if not options.errors:
+        check_first(plan, has_body=options.body is not None)
     print(headline(options.url, plan), flush=True)
     before = machine()
     tally = measured(plan)
@@ -264,6 +296,7 @@ def _add_load(command: argparse.ArgumentParser) -> None:
     add("--type", choices=["json", "msgpack"], default="json", help="of the body (json)")
     add("--header", type=header, action="append", default=[], metavar="'NAME: VALUE'")
     add("--method", help="if not GET without and POST with a body")
+    add("--errors", action="store_true", help="measure even if the first answer is an error")
     add("--clients", type=whole, metavar="N", help="connections (64; with --rate at most 1000)")
     add("--rate", type=positive, metavar="N", help="requests per second: an open loop")
     add("--arrivals", choices=["poisson", "even"], default="poisson", help="with --rate (poisson)")

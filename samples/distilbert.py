@@ -2,7 +2,7 @@
 
 Install with `pip install 'ventu-lite[distilbert]'` (in a clone: `-e '.[distilbert]'`), start with
 `flask --app samples/distilbert.py run`, then ask:
-`curl localhost:5000/inference --json '{"text": "my cat is very cute"}'`
+`curl localhost:5000/inference -d '{"text": "my cat is very cute"}'`
 
 The model comes from the hub when the service is set up. `MODEL` names another one, or a directory.
 """

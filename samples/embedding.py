@@ -2,7 +2,7 @@
 
 Install with `pip install 'ventu-lite[embedding]'` (in a clone: `-e '.[embedding]'`), start with
 `flask --app samples/embedding.py run`, then ask:
-`curl localhost:5000/inference --json '{"text": "a cat on a mat"}'`
+`curl localhost:5000/inference -d '{"text": "a cat on a mat"}'`
 
 Any OpenAI client takes it for the real one, with `base_url="http://localhost:5000/v1"`.
 """

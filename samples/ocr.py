@@ -2,7 +2,7 @@
 
 Install with `pip install 'ventu-lite[ocr]'` (in a clone: `-e '.[ocr]'`), start with
 `flask --app samples/ocr.py run`, then ask:
-`python samples/ocr_client.py line.png`, a PNG or JPEG with one line of text.
+`python samples/ocr_client.py samples/line.png`, or any other PNG or JPEG with one line of text.
 
 Pictures travel as they are, in msgpack: `{"image": b"..."}`. Those of about the same shape share a
 call, so that none is padded to several times its width.
@@ -10,6 +10,7 @@ call, so that none is padded to several times its width.
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flask import abort
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 MOST_PIXELS = 4_000_000  # a small file may hold a picture that fills the memory
 HEIGHT = 48  # of the pictures that the model was trained with
+LINE = Path(__file__).parent / "line.png"  # what warms the model up, and what /health runs
 
 
 class Request(BaseModel):
@@ -44,7 +46,7 @@ class Picture:
         return math.ceil(HEIGHT * width / height)
 
 
-service = Service("ocr", codec="msgpack", timeout=30)
+service = Service("ocr", codec="msgpack", timeout=30, examples=[{"image": LINE.read_bytes()}])
 recogniser: Any = None
 
 

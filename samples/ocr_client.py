@@ -1,6 +1,6 @@
 """Post pictures with one line of text each to `samples/ocr.py`, and print what they say.
 
-`python samples/ocr_client.py line.png [more.png ...] [--url http://localhost:5000]`
+`python samples/ocr_client.py samples/line.png [more.png ...] [--url http://localhost:5000]`
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Is a sentence kind or unkind? VADER, a lexicon of 7,500 rated words, answers.
 
 Start it with `flask --app samples/sentiment.py run`, then ask it:
-`curl localhost:5000/inference --json '{"text": "my cat is very cute"}'`
+`curl localhost:5000/inference -d '{"text": "my cat is very cute"}'`
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ from ventu_lite import Service
 
 
 class Request(BaseModel):
-    text: str = Field(min_length=2, max_length=10_000, examples=["my cat is very cute"])
+    text: str = Field(min_length=2, max_length=10_000)
 
 
 class Response(BaseModel):
@@ -20,7 +20,13 @@ class Response(BaseModel):
     negative: float = Field(ge=0, le=1)
 
 
-service = Service("sentiment", version="1.0")
+EXAMPLES = [
+    {"text": "my cat is very cute"},
+    {"text": "the service was slow and the food was awful"},
+    {"text": "the train leaves at nine"},
+]
+
+service = Service("sentiment", version="1.0", examples=EXAMPLES)
 model: Any = None
 
 

@@ -1,8 +1,9 @@
 """Two services in one Flask app, under two prefixes; one has a metric and a route of its own.
 
 Start it with `flask --app samples/two_models.py run`, then ask:
-`curl localhost:5000/language/inference --json '{"text": "le chat est sur la table"}'`
-`curl localhost:5000/length/inference --json '"four"'`
+`curl localhost:5000/language/inference -d '{"text": "le chat est sur la table"}'`
+`curl localhost:5000/length/inference -d '"four"'`
+or open http://localhost:5000, which links to the pages of both.
 
 `serve` runs one of them:
 `python -m ventu_lite --app samples/two_models.py serve --service language`
@@ -61,6 +62,17 @@ def _recognise(words: list[str]) -> Language:
 app = Flask(__name__)
 app.register_blueprint(language.blueprint, url_prefix="/language")
 app.register_blueprint(length.blueprint, url_prefix="/length")
+
+
+@app.get("/")
+def index() -> str:
+    """Link to the pages of both services, whose own home is below their prefix."""
+    links = [
+        f'<li>{name}: <a href="{name}/">home</a>, <a href="{name}/apidoc/swagger">API</a>,'
+        f' <a href="{name}/health">health</a>, <a href="{name}/metrics">metrics</a></li>'
+        for name in ("language", "length")
+    ]
+    return f"<!doctype html><title>Two models</title><ul>{''.join(links)}</ul>"
 
 
 @app.get("/languages")

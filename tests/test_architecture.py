@@ -23,6 +23,7 @@ CORE = [
     "messages",
     "protocol",
     "addresses",
+    "secret_files",
     "config",
     "codecs",
     "problems",

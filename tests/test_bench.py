@@ -510,9 +510,58 @@ def test_load_shows_its_progress_on_a_terminal(service: Server) -> None:
 
 def test_no_answer_is_a_failure(service: Server) -> None:
     url = f"http://127.0.0.1:{service.port}/nowhere"
-    done = bench_py("load", url, "--seconds", "0.2", "--warm-up", "0", "--rate", "50")
+    args = ("--seconds", "0.2", "--warm-up", "0", "--rate", "50", "--errors")
+    done = bench_py("load", url, *args)
     assert done.returncode == bench.NO_ANSWER
     assert "× status 404" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("path", "args", "said", "advice"),
+    [
+        pytest.param("/inference", [], '405: {"type": "about:blank"', "needs --body", id="no-body"),
+        pytest.param("/nowhere", [], '404: {"type"', "needs --body", id="nowhere"),
+        pytest.param("/inference", ["--body", "{}"], '422: {"type"', "are right", id="wrong-body"),
+        pytest.param(
+            "/inference",
+            ["--body", '"text"', "--header", "X-Request-Timeout: 0.000001"],
+            '504: {"type"',
+            "are right",
+            id="too-late",
+        ),
+    ],
+)
+def test_what_would_only_measure_errors_is_not_begun(
+    service: Server, path: str, args: list[str], said: str, advice: str
+) -> None:
+    """The first answer tells a wrong URL or a forgotten body from a service to be measured."""
+    done = bench_py("load", f"http://127.0.0.1:{service.port}{path}", *args)
+    assert done.returncode == bench.WRONG_USAGE
+    assert f"the first answer has status {said}" in done.stderr
+    assert "or say --errors to measure errors" in done.stderr
+    assert advice in done.stderr
+    assert done.stdout == ""
+
+
+def test_any_body_can_be_shown() -> None:
+    assert bench.start_of(b"<html>\n  <p>no \xff\x1b[31m") == "<html> <p>no ��[31m"
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        pytest.param(b"garbage\r\n\r\n", "not a status line of HTTP/1.1", id="garbage"),
+        pytest.param(b"", "the connection was closed", id="closes"),
+        pytest.param(OK[:-1], "the answer ends after", id="half"),
+        pytest.param(b"HTTP/1.1 500 \r\n\r\n" + b"x" * 600, "status 500: " + "x" * 500, id="long"),
+    ],
+)
+def test_what_is_no_service_is_not_measured(data: bytes, said: str) -> None:
+    with scripted(says(data)) as port:
+        done = bench_py("load", f"http://127.0.0.1:{port}/")
+    assert done.returncode == bench.WRONG_USAGE
+    assert f"{said}\n" in done.stderr or f"{said} " in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(

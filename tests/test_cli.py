@@ -31,7 +31,8 @@ from processes import (
 )
 
 from ventu_lite import Service, ServiceNotFound, __main__
-from ventu_lite.cli import find_service, group
+from ventu_lite.cli import group
+from ventu_lite.loading import find_service
 from ventu_lite.options import CANNOT_LISTEN, CRASHED, WRONG_USAGE
 
 ECHO = """
@@ -236,13 +237,23 @@ def test_an_unknown_service_is_told_which_there_are() -> None:
         find_service(two_services(), "cows")
 
 
-def test_an_error_inside_the_users_file_keeps_its_traceback(directory: Path) -> None:
+@pytest.mark.parametrize("level", ["info", "debug"])
+def test_an_error_inside_the_users_file_keeps_its_traceback(directory: Path, level: str) -> None:
     (directory / "app.py").write_text("def boom():\n    raise KeyError('mine')\n\nboom()\n")
-    ended = command(*WORKER, cwd=directory)
+    ended = command(*WORKER, "--log-level", level, cwd=directory)
     assert ended.returncode == CRASHED
     assert ended.stderr.startswith("Traceback (most recent call last)")
     assert f'File "{directory}/app.py", line 2, in boom' in ended.stderr
     assert ended.stderr.endswith("KeyError: 'mine'\n")
+    assert ("ventu_lite" in ended.stderr) == (level == "debug")
+
+
+def test_a_syntax_error_is_shown_without_what_led_to_it(invoke: Invoke) -> None:
+    invoke.file("app.py", "def f(:\n")
+    result = invoke(*WORKER)
+    assert result.exit_code == CRASHED
+    assert result.output.startswith(f'  File "{os.path.realpath("app.py")}", line 1\n    def f(:\n')
+    assert result.output.endswith("SyntaxError: invalid syntax\n")
 
 
 @pytest.mark.parametrize(
@@ -250,17 +261,58 @@ def test_an_error_inside_the_users_file_keeps_its_traceback(directory: Path) -> 
     [
         pytest.param(
             "from ventu_lite import Service\nService('x', timeout=-1)",
-            r"timeout.*=-1: Input should be greater than 0",
+            r"\S+/app.py:2: timeout=-1: Input should be greater than 0",
             id="bad setting",
         ),
         pytest.param(
             "from ventu_lite import Service\nService('x', time_out=1)",
-            r"there is no setting 'time_out'. Did you mean 'timeout'\?",
+            r"\S+/app.py:2: there is no setting 'time_out'. Did you mean 'timeout'\?",
             id="no such setting",
         ),
         pytest.param(
+            "from ventu_lite import Service\nService('x', requests=str)",
+            r"\S+/app.py:2: there is no setting 'requests'. Did you mean 'request'\?",
+            id="nearly a parameter",
+        ),
+        pytest.param(
+            ECHO.format(name="x") + "service.infer(lambda item: item)",
+            r"\S+/app.py:9: service 'x' has its infer stage already: echo \(\S+/app.py:\d\)\. .*",
+            id="twice",
+        ),
+        pytest.param(
+            ECHO.format(name="x") + "service.infer(batchh=True)",
+            r"\S+/app.py:9: Service.infer\(\) got an unexpected keyword argument 'batchh'.*"
+            r" It takes these options: batch, max_batch_size, isolate, retry, key\.",
+            id="no such option",
+        ),
+        pytest.param(
+            ECHO.format(name="x") + "service.setup(batch=True)",
+            r"\S+/app.py:9: Service.setup\(\) got an .* 'batch'. It takes no options.",
+            id="no options",
+        ),
+        pytest.param(
+            ECHO.format(name="x") + "service.inferr(len)",
+            r"\S+/app.py:9: 'Service' object has no attribute 'inferr'. Did you mean 'infer'\?",
+            id="no such method",
+        ),
+        pytest.param(
+            ECHO.format(name="x") + "service.xyz",
+            r"\S+/app.py:9: 'Service' object has no attribute 'xyz'.",
+            id="nothing like a method",
+        ),
+        pytest.param(
+            "from ventu_lite import Service\n@Service.infer\ndef echo(item): ...",
+            r"\S+/app.py:[23]: this needs a service, not the class: .*",
+            id="the class",
+        ),
+        pytest.param(
+            "from ventu_lite import Service\nService.infer(batch=True)",
+            r"\S+/app.py:2: this needs a service, not the class: .*",
+            id="the class, with options",
+        ),
+        pytest.param(
             "from ventu_lite import Service\napp = Service('x').app",
-            "service 'x' has no model call. Decorate it: @service.infer, or .*",
+            r"\S+/app.py:2: service 'x' has no model call. Decorate it: @service.infer, or .*",
             id="no model call",
         ),
     ],
@@ -270,6 +322,67 @@ def test_a_service_that_cannot_be_composed_is_told_in_one_line(
 ) -> None:
     invoke.file("app.py", text)
     assert re.fullmatch(said, refused(invoke(*WORKER)))
+
+
+def test_a_service_that_is_used_wrongly_has_its_traceback_for_debugging(directory: Path) -> None:
+    (directory / "app.py").write_text("from ventu_lite import Service\nService('x', timeout=-1)")
+    ended = command("check", cwd=directory, env={"VENTU_LOG_LEVEL": "debug"})
+    assert ended.returncode == WRONG_USAGE
+    assert ended.stderr.startswith("Traceback (most recent call last)")
+    assert "/ventu_lite/service.py" in ended.stderr
+    assert re.search(r"\nError: \S+/app.py:2: timeout=-1: .*\n$", ended.stderr)
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        pytest.param(
+            {"app.py": "import os\nimport nothing_like_it"},
+            "{app}:2: the app imports the module 'nothing_like_it', which {python} does not find."
+            " Install the package that has it, or correct the name.",
+            id="missing",
+        ),
+        pytest.param(
+            {"app.py": "import other_of_mine", "other_of_mine.py": "\nimport nothing_like_it"},
+            "{app}:1: the app imports the module 'nothing_like_it', by way of {other}:2, which"
+            " {python} does not find. Install the package that has it, or correct the name.",
+            id="missing-elsewhere",
+        ),
+        pytest.param(
+            {"app.py": "from ventu_lite import Servise"},
+            "{app}:1: this import of the app fails: cannot import name 'Servise' from 'ventu_lite'",
+            id="no-such-name",
+        ),
+    ],
+)
+def test_an_import_that_fails_is_told_with_the_line_that_asks_for_it(
+    invoke: Invoke, files: dict[str, str], said: str
+) -> None:
+    for name, text in files.items():
+        invoke.file(name, text)
+    app, other = (os.path.realpath(name) for name in ("app.py", "other_of_mine.py"))
+    expected = said.format(app=app, other=other, python=sys.executable)
+    assert refused(invoke(*WORKER)).startswith(expected)
+
+
+@pytest.mark.parametrize("args", [["--app", "mine", *NONE], [*NONE, "--app", "mine"]])
+def test_the_app_may_be_named_before_and_after_the_command(invoke: Invoke, args: list[str]) -> None:
+    invoke.file("mine.py", ECHO.format(name="here") + "app = service.app")
+    assert found(invoke(*args)) == "here"
+    invoke.file("other.py", ECHO.format(name="there") + "app = service.app")
+    assert found(invoke(*args, "-A", "other")) == "there"
+
+
+def test_a_variable_that_is_no_setting_is_told_with_the_nearest(
+    invoke: Invoke, caplog: pytest.LogCaptureFixture
+) -> None:
+    invoke.file("app.py", ECHO.format(name="here") + "app = service.app")
+    assert "no example" in refused(invoke("check", env={"VENTU_MAX_BATCHSIZE": "3"}))
+    said = (
+        "VENTU_MAX_BATCHSIZE is ignored: there is no such setting;"
+        " did you mean VENTU_MAX_BATCH_SIZE?"
+    )
+    assert caplog.messages == [said]
 
 
 LONG = "x" * 150
@@ -407,7 +520,7 @@ def slow_worker(directory: Path, *options: str, **env: str) -> Process:
 
 def test_a_worker_waits_for_its_batching_service_and_for_the_next_one(directory: Path) -> None:
     with slow_worker(directory, "--unix", "batching.socket") as process:
-        process.wait_for(r"cannot connect to unix:batching.socket: .*; trying again in 0.2 s")
+        process.wait_for(r"cannot connect to unix:batching.socket: .*; trying again in 0.1 s")
         for count in (1, 2):
             with BatchingPeer() as peer:
                 assert peer.unix is not None
@@ -420,7 +533,8 @@ def test_a_worker_waits_for_its_batching_service_and_for_the_next_one(directory:
 
 
 def test_a_worker_that_waits_for_its_batching_service_stops_at_once(directory: Path) -> None:
-    with slow_worker(directory, "--unix", "nobody.socket") as process:
+    options = ("--unix", "nobody.socket", "--log-level", "debug")
+    with slow_worker(directory, *options) as process:
         process.wait_for("trying again in 0.8 s")
         began_at = time.monotonic()
         assert process.stop() == 0
@@ -552,6 +666,37 @@ def test_metrics_of_a_worker_are_served(directory: Path) -> None:
             assert 'ventu_workers{protocol="unix",service="slow"} 1.0' in text
             assert 'ventu_batch_size_sum{service="slow"} 2.0' in text
             assert 'ventu_rejected_total{reason="invalid",service="slow"} 1.0' in text
+
+
+def test_a_worker_can_be_probed(directory: Path) -> None:
+    def asked(client: Client, *, until: str) -> tuple[int, str]:
+        """Return what ``/readyz`` says, once it says why."""
+        deadline = time.monotonic() + TIMEOUT
+        while True:
+            answer = client.get("/readyz")
+            said = json.loads(answer.body)
+            if until in said.get("detail", said["status"]) or time.monotonic() > deadline:
+                return answer.status, said.get("detail", said["status"])
+            time.sleep(0.01)
+
+    (directory / "wait_in_setup").touch()
+    with slow_worker(directory, "--unix", "batching.socket", "--metrics-port", "0") as process:
+        port = int(process.wait_for(r"metrics on http://127.0.0.1:(\d+)/metrics")[1])
+        with Client(port) as client:
+            process.wait_for("set-up begins")
+            running = (503, "set-up and warm-up are still running")
+            assert asked(client, until="running") == running
+            assert client.get("/livez").status == client.get("/healthz").status == 200
+            (directory / "wait_in_setup").unlink()
+            alone = (503, "not connected to unix:batching.socket")
+            assert asked(client, until="not connected") == alone
+            with BatchingPeer() as peer:
+                assert peer.unix is not None
+                (directory / "batching.socket").symlink_to(peer.unix)
+                assert asked(client, until="ready") == (200, "ready")
+            assert asked(client, until="not connected") == alone
+            assert client.get("/healthz").status == 200
+            assert process.stop() == 0
 
 
 def test_a_worker_proves_the_secret_that_its_environment_holds(directory: Path) -> None:

@@ -8,6 +8,9 @@ import pytest
 from pydantic import SecretStr, ValidationError
 
 from ventu_lite import Config, ConfigError, RegistrationError
+from ventu_lite.config import unknown_variables
+from ventu_lite.failures import FAILURES_VARIABLE
+from ventu_lite.parent import PARENT_VARIABLE
 
 SECRET = "hunter2-hunter2"
 
@@ -212,3 +215,59 @@ def test_no_repr_shows_a_secret() -> None:
     config = Config(api_key=SECRET, worker_secret=SECRET)
     assert SECRET not in f"{config!r} {config} {config.declared()}"
     assert config.api_key == SecretStr(SECRET)
+
+
+@pytest.fixture
+def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take away what a developer has in his shell."""
+    for name in unknown_variables():
+        monkeypatch.delenv(name)
+
+
+@pytest.mark.usefixtures("bare_environment")
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("VENTU_MAX_BATCHSIZE", "VENTU_MAX_BATCH_SIZE"),
+        ("ventu_time_out", "VENTU_TIMEOUT"),
+        ("VENTU_LOGLEVEL", "VENTU_LOG_LEVEL"),
+        ("VENTU_COLOUR", ""),
+    ],
+)
+def test_a_variable_that_is_no_setting_is_found(
+    monkeypatch: pytest.MonkeyPatch, name: str, near: str
+) -> None:
+    monkeypatch.setenv(name, "1")
+    assert unknown_variables() == {name: near}
+
+
+@pytest.mark.usefixtures("bare_environment")
+def test_a_line_of_the_file_that_is_no_setting_is_found(dotenv: Path) -> None:
+    dotenv.write_text("VENTU_PROT=1\nVENTU_PORT=1\nPORT_OF_ANOTHER=1\nVENTU_HSOT\n")
+    assert unknown_variables() == {"VENTU_PROT": "VENTU_PORT", "VENTU_HSOT": "VENTU_HOST"}
+
+
+@pytest.mark.usefixtures("bare_environment")
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("VENTU_PORT", "8000"),
+        ("ventu_timeout", "3"),
+        (PARENT_VARIABLE, "1"),
+        (FAILURES_VARIABLE, "/tmp/x"),
+        ("VENTU_SERVICE_HOST", "10.0.0.1"),
+        ("VENTU_SERVICE_PORT", "80"),
+        ("VENTU_SERVICE_PORT_HTTP", "80"),
+        ("VENTU_PORT_80_TCP", "tcp://10.0.0.1:80"),
+        ("VENTU_PORT_80_TCP_ADDR", "10.0.0.1"),
+        ("VENTU_PORT_80_TCP_PORT", "80"),
+        ("VENTU_PORT_80_TCP_PROTO", "tcp"),
+        ("VENTU_BATCHING_PORT", "tcp://10.0.0.1:80"),
+        ("VENTU_BATCHING_SERVICE_HOST", "10.0.0.1"),
+    ],
+)
+def test_a_variable_that_is_known_or_that_kubernetes_sets_is_no_mistake(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    assert unknown_variables() == {}

@@ -237,14 +237,14 @@ def play(scenario: Callable[[Site], Awaitable[None]], **settings: Any) -> None:
     asyncio.run(main())
 
 
-def is_problem(response: Response, status: int, detail: str) -> bool:
+def is_problem(response: Response, status: int, detail: str, *, path: str = "/inference") -> bool:
     """Whether this is a problem document that can be found again in the log."""
     assert response.status == status
     is_packed = response.headers["content-type"] == "application/msgpack"
     assert is_packed or response.headers["content-type"] == "application/problem+json"
     document = msgpack.unpackb(response.body) if is_packed else response.json
     assert document["status"] == status
-    assert document["instance"] == f"/inference#{response.headers['x-request-id']}"
+    assert document["instance"] == f"{path}#{response.headers['x-request-id']}"
     assert detail in document["detail"], document["detail"]
     return True
 
@@ -387,8 +387,9 @@ REFUSALS = [
     pytest.param(post(JSON, b"X-Request-Timeout: nan"), 400, "positive", id="timeout-nan"),
     pytest.param(post(JSON, b"X-Request-Timeout: inf"), 400, "positive", id="timeout-infinite"),
     pytest.param(post(JSON, b"X-Request-Timeout: soon"), 400, "positive", id="timeout-text"),
-    pytest.param(post(JSON, body=PACKED), 400, "not begin like json", id="json-label"),
-    pytest.param(post(MSGPACK), 400, "not begin like msgpack", id="msgpack-label"),
+    pytest.param(post(JSON, body=PACKED), 400, "as JSON, but", id="json-label"),
+    pytest.param(post(MSGPACK), 400, "as msgpack, but", id="msgpack-label"),
+    pytest.param(post(MSGPACK, body=b""), 400, "empty, expected a request in msgpack", id="empty"),
     pytest.param(post(JSON, b"X-Request-Timeout: 1_0"), 400, "positive", id="timeout-underscore"),
     pytest.param(post(JSON, body=b"1" * 960), 413, "at most 952", id="too-large-for-a-message"),
 ]
@@ -494,7 +495,7 @@ def test_options_are_told_as_flask_tells_them() -> None:
 def test_inference_wants_post(method: bytes) -> None:
     async def scenario(site: Site) -> None:
         response = await site.get(ask(method, b"/inference"))
-        assert (response.status, response.headers["allow"]) == (405, "post")
+        assert (response.status, response.headers["allow"]) == (405, "options, post")
         assert bool(response.body) == (method != b"HEAD")
         assert site.counts() == {"405": 1}
 
@@ -761,7 +762,9 @@ def test_get_routes_know_head_and_nothing_else(target: bytes) -> None:
         assert (response.status, response.body) == (200, b"")
         assert int(response.headers["content-length"]) > 0
         response = await site.get(post(JSON, target=target))
-        assert (response.status, response.headers["allow"]) == (405, "get, head")
+        assert (response.status, response.headers["allow"]) == (405, "get, head, options")
+        path = target.decode()
+        assert is_problem(response, 405, "ask with GET", path=path)
         response = await site.get(ask(b"OPTIONS", target))
         assert (response.status, response.headers["allow"]) == (200, "get, head, options")
 
@@ -774,7 +777,8 @@ def test_a_path_may_be_percent_encoded() -> None:
     async def scenario(site: Site) -> None:
         assert (await site.get(ask(b"GET", b"/%6Civez"))).json == {"status": "alive"}
         assert (await site.infer(post(JSON, target=b"/%69nference"))).status == 200
-        assert is_problem(await site.get(ask(b"GET", b"/livez%3Fa")), 404, "no such route")
+        response = await site.get(ask(b"GET", b"/livez%3Fa"))
+        assert is_problem(response, 404, "no such route", path="/livez%3Fa")
 
     play(scenario)
 
@@ -782,7 +786,8 @@ def test_a_path_may_be_percent_encoded() -> None:
 def test_home_and_nowhere() -> None:
     async def scenario(site: Site) -> None:
         assert (await site.get(ask(b"GET", b"/"))).json == {"name": "x"}
-        assert is_problem(await site.get(ask(b"GET", b"/nowhere")), 404, "no such route")
+        response = await site.get(ask(b"GET", b"/nowhere"))
+        assert is_problem(response, 404, "no such route", path="/nowhere")
 
     play(scenario)
 

@@ -122,15 +122,21 @@ def as_if_before_import(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("as_if_before_import")
-@pytest.mark.parametrize("what", ["missing", "a file"])
+@pytest.mark.parametrize(
+    ("what", "what_to_do"), [("missing", r"mkdir -p \S+/metrics"), ("a file", "name a directory")]
+)
 def test_a_directory_that_cannot_be_used_is_refused(
-    what: str, registry: CollectorRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    what: str,
+    what_to_do: str,
+    registry: CollectorRegistry,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     directory = tmp_path / "metrics"
     if what == "a file":
         directory.write_text("")
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(directory))
-    with pytest.raises(ConfigError, match=f"mkdir -p {directory}"):
+    with pytest.raises(ConfigError, match=what_to_do):
         Metrics(registry)
 
 

@@ -2,13 +2,14 @@
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from prometheus_client.mmap_dict import MmapedDict
 
 from ventu_lite import ConfigError
-from ventu_lite.room import claim_room, give_back_room
+from ventu_lite.room import _complaint, claim_room, give_back_room, is_owed
 
 
 @pytest.fixture
@@ -33,6 +34,54 @@ def test_room_is_taken_once_and_not_only_promised(folder: Path) -> None:
     assert sizes(folder) == {128 * 1024}
     names = {path.name.rpartition("_")[0] for path in folder.iterdir()}
     assert names == {"counter", "histogram", "gauge_livesum", "gauge_max"}
+
+
+def exit_code(child: Callable[[], bool]) -> int:
+    """Return the exit code of a copy of this process: 0 if ``child`` returns true there."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            code = 0 if child() else 2
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def test_a_copy_of_a_process_owes_room_until_it_claims_it(folder: Path) -> None:
+    def child() -> bool:
+        before = is_owed(), len(list(folder.iterdir()))
+        claim_room()
+        after = is_owed(), len(list(folder.iterdir()))
+        return (before, after) == ((True, 4), (False, 8))
+
+    claim_room()
+    assert not is_owed()
+    assert exit_code(child) == 0
+    assert not is_owed()
+
+
+def test_a_copy_without_a_directory_owes_nothing_for_long(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def child() -> bool:
+        claim_room()
+        return not is_owed()
+
+    monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR")
+    assert exit_code(child) == 0
+
+
+def test_a_copy_that_finds_no_room_goes_on_owing_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def child() -> bool:
+        with pytest.raises(ConfigError, match="make room there"):
+            claim_room()
+        return is_owed()
+
+    monkeypatch.setattr("os.posix_fallocate", _fails_with(errno.ENOSPC), raising=False)
+    assert exit_code(child) == 0
 
 
 def test_what_is_written_is_kept(folder: Path) -> None:
@@ -101,3 +150,25 @@ def test_without_a_directory_nothing_is_taken(
     monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR")
     claim_room()
     assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("state", "what_to_do"),
+    [
+        ("missing", r"make it, empty, before each start of the whole service \(mkdir -p \S+\)"),
+        ("a file", "it is a file; name a directory"),
+    ],
+)
+def test_a_directory_that_is_none_is_told_with_a_way_out(
+    folder: Path, state: str, what_to_do: str
+) -> None:
+    folder.rmdir()
+    if state == "a file":
+        folder.touch()
+    with pytest.raises(ConfigError, match=f"is no directory that can be written to: {what_to_do}$"):
+        claim_room()
+
+
+def test_a_directory_of_somebody_else_is_told_with_a_way_out() -> None:
+    said = _complaint("/other", PermissionError(errno.EACCES, "Permission denied"))
+    assert said.endswith("written to: let this user write there, or choose another one")

@@ -40,6 +40,17 @@ def test_kind_and_unkind_sentences_are_told_apart(
     assert answer.positive + answer.negative == pytest.approx(1)
 
 
+def test_the_examples_show_a_kind_an_unkind_and_a_plain_sentence(sample: ModuleType) -> None:
+    """They are what the pages offer to try, and what ``check`` compares."""
+    answers = map(sample.service.predict, sample.EXAMPLES)
+    kind, unkind, plain = (round(answer.positive - answer.negative, 1) for answer in answers)
+    assert kind >= 0.4 and unkind <= -0.4 and plain == 0
+    document = sample.app.test_client().get("/apidoc/openapi.json").json
+    content = document["paths"]["/inference"]["post"]["requestBody"]["content"]
+    shown = [each["value"] for each in content["application/json"]["examples"].values()]
+    assert shown == sample.EXAMPLES
+
+
 def test_a_batch_says_what_single_requests_say(sample: ModuleType) -> None:
     requests = [{"text": text} for text in SENTENCES]
     assert sample.service.predict_batch(requests) == list(map(sample.service.predict, requests))

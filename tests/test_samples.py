@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import math
+import re
 import struct
 import subprocess
 import sys
@@ -144,6 +145,14 @@ class TestOCR:
         assert second.startswith("b.jpg: World  (")
         assert done.stderr == "c.png: 422: this is no PNG or JPEG that can be read\n"
 
+    def test_its_own_picture(self, ocr: Server) -> None:
+        """It warms the model up, and anybody can post it."""
+        answer = ocr.infer(
+            msgpack.packb({"image": (SAMPLES / "line.png").read_bytes()}), "application/msgpack"
+        )
+        assert msgpack.unpackb(answer.body)["text"].split() == ["A", "line", "of", "text"]
+        assert json.loads(ocr.get("/health").body) == {"service": "OK", "inference": "OK"}
+
     def test_a_bomb_is_refused(self, ocr: Server) -> None:
         from PIL import Image
 
@@ -210,6 +219,12 @@ def test_two_models_in_one_app() -> None:
             'languages_found_total{language="fr"} ' in client.get("/language/metrics").body.decode()
         )
         assert client.get("/length/apidoc/openapi.json").status == 200
+        index = client.get("/")
+        assert index.headers["Content-Type"] == "text/html; charset=utf-8"
+        links = re.findall(r'href="([^"]+)"', index.body.decode())
+        assert len(links) == 8
+        for link in links:
+            assert client.get(f"/{link}").status == 200, link
 
 
 def test_one_of_two_models_under_serve() -> None:

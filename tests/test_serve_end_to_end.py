@@ -272,8 +272,8 @@ def test_workers_do_not_outlive_a_front_that_is_killed(directory: Path) -> None:
 def test_a_set_up_that_fails_is_tried_for_ever(directory: Path) -> None:
     (directory / "fail_in_setup").touch()
     with serve("app", cwd=directory) as server:
-        server.process.wait_for("exit code 1 after .* before it was ready; .* again at once")
-        server.process.wait_for("exit code 1 after .* before it was ready; .* again in 0.5 s")
+        server.process.wait_for("exit code 1 after .* ready: OSError: .*; .* again at once")
+        server.process.wait_for("exit code 1 after .* ready: OSError: .*; .* again in 0.5 s")
         assert server.get("/livez").status == server.get("/own/you").status == 200
         assert server.get("/readyz").status == server.get("/health").status == 503
         assert server.infer(b'"x"', X_Request_Timeout="0.2").status == 504

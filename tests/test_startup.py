@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -121,6 +122,28 @@ def test_a_failure_is_tried_again_after_a_while(caplog: pytest.LogCaptureFixture
     startup.wait(PATIENCE)
     assert load.calls == 2
     assert startup.is_ready
+
+
+@pytest.mark.parametrize(("level", "tracebacks"), [(logging.INFO, 1), (logging.DEBUG, 3)])
+def test_a_failure_that_comes_again_is_logged_in_one_line(
+    caplog: pytest.LogCaptureFixture, level: int, tracebacks: int
+) -> None:
+    clock = Clock()
+    startup = Startup(_fail, clock=clock)
+    with caplog.at_level(level):
+        for _ in range(3):
+            with pytest.raises(NotReady, match="failed"):
+                startup.wait(PATIENCE)
+            clock.now += RETRY_AFTER
+    assert caplog.text.count("Traceback (most recent call last)") == tracebacks
+    assert caplog.text.count("OSError: no such model") == 3
+    assert len(caplog.messages) == 3
+    if level == logging.INFO:
+        assert re.fullmatch(
+            r"set-up failed again: OSError: no such model \(\S+test_startup.py:\d+\);"
+            " it is tried again after 10 s",
+            caplog.messages[2],
+        )
 
 
 def test_a_second_try_says_running_not_failed() -> None:

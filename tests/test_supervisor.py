@@ -171,6 +171,25 @@ def test_a_command_that_cannot_be_run_is_tried_again(
     assert caplog.messages[:2] == [f"{said} at once", f"{said} in 0.5 s"]
 
 
+def test_what_a_worker_has_said_of_its_end_is_told(
+    directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (directory / "fail").touch()
+
+    async def test() -> None:
+        supervisor = make(last_words=lambda pid: f"{pid} has no weights")
+        supervisor.start()
+        await started(2)
+        await supervisor.stop()
+
+    main(test)
+    assert re.fullmatch(
+        r"worker 1 \(process (\d+)\) ended with exit code 7 after .* s before it was ready:"
+        r" \1 has no weights; it is started again at once",
+        caplog.messages[0],
+    )
+
+
 def test_trouble_after_a_workers_end_does_not_keep_the_next_from_starting(
     directory: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

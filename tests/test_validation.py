@@ -179,13 +179,10 @@ def test_a_type_that_cannot_be_validated_is_refused_at_once(annotation: Any, rea
 @pytest.mark.parametrize(
     ("payload", "codec"),
     [
-        pytest.param(b"", "json", id="empty"),
         pytest.param(b"{", "json", id="truncated"),
         pytest.param(b'{"text": "\xff"}', "json", id="bad UTF-8"),
         pytest.param(b'"\\ud800"', "json", id="half a surrogate pair"),
         pytest.param(b"[" * 100_000, "json", id="too deep"),
-        pytest.param(msgpack.packb({"text": "hi"}), "json", id="msgpack as JSON"),
-        pytest.param(b'{"text": "hi"}', "msgpack", id="JSON as msgpack"),
         pytest.param(b"\xc1", "msgpack", id="bad msgpack"),
         pytest.param(msgpack.packb({1: 2}), "msgpack", id="integer key"),
     ],
@@ -193,6 +190,38 @@ def test_a_type_that_cannot_be_validated_is_refused_at_once(annotation: Any, rea
 def test_bytes_of_another_kind_are_malformed(payload: bytes, codec: Codec) -> None:
     with pytest.raises(MalformedPayload, match="^the body is not valid "):
         Schema(Text).parse(payload, codec)
+
+
+@pytest.mark.parametrize(
+    ("payload", "codec", "detail"),
+    [
+        pytest.param(b"", "json", "the body is empty, expected a request in JSON", id="empty"),
+        pytest.param(
+            b" \r\n", "json", "the body is empty, expected a request in JSON", id="only blanks"
+        ),
+        pytest.param(
+            b"", "msgpack", "the body is empty, expected a request in msgpack", id="no msgpack"
+        ),
+        pytest.param(
+            msgpack.packb({"text": "hi"}),
+            "json",
+            "the body was read as JSON, but does not begin like it",
+            id="msgpack as JSON",
+        ),
+        pytest.param(
+            b'{"text": "hi"}',
+            "msgpack",
+            "the body was read as msgpack, but does not begin like it",
+            id="JSON as msgpack",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_whole_body_is_said(payload: bytes, codec: Codec, detail: str) -> None:
+    """What the parser says of its first byte helps nobody."""
+    with pytest.raises(MalformedPayload) as failed:
+        Schema(Text).parse(payload, codec)
+    assert str(failed.value) == detail
+    assert failed.value.__cause__ is not None
 
 
 @both_codecs

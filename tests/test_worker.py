@@ -27,7 +27,14 @@ from ventu_lite.protocol import (
     Results,
     State,
 )
-from ventu_lite.worker import Worker, backoff, connect_tcp, connect_unix, stop_on_signals
+from ventu_lite.worker import (
+    Reminders,
+    Worker,
+    backoff,
+    connect_tcp,
+    connect_unix,
+    stop_on_signals,
+)
 
 A, B = "a" * 36, "b" * 36
 
@@ -320,7 +327,8 @@ def test_a_lost_connection_is_taken_up_again(caplog: pytest.LogCaptureFixture) -
 def test_the_worker_waits_for_its_batching_service(
     peer: Peer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    refusals = iter([ConnectionRefusedError("nobody there")] * 2)
+    """It says so once, not at each try."""
+    refusals = iter([ConnectionRefusedError("nobody there")] * 3)
 
     def connect() -> socket.socket:
         for refusal in refusals:
@@ -330,9 +338,27 @@ def test_the_worker_waits_for_its_batching_service(
     with running(make_worker(connect), peer.close):
         assert peer.accept().receive() == Ready()
     assert warnings_of(caplog) == [
-        "cannot connect to the peer: nobody there; trying again in 0.1 s",
-        "cannot connect to the peer: nobody there; trying again in 0.2 s",
+        "cannot connect to the peer: nobody there; trying again in 0.1 s"
     ]
+
+
+def test_a_problem_that_lasts_is_told_at_growing_intervals() -> None:
+    now = 0.0
+    reminders = Reminders(lambda: now)
+    told = []
+    while now < 10_000:
+        if reminders.is_due("nobody there"):
+            told.append(now)
+        now += 5
+    assert told == [0, 30, 90, 210, 450, 930, 1890, 3810, 7410]
+
+
+def test_another_problem_is_told_at_once() -> None:
+    reminders = Reminders(lambda: 0.0)
+    problems = ["nobody there", "nobody there", "no such name", "nobody there"]
+    assert [reminders.is_due(problem) for problem in problems] == [True, False, True, True]
+    reminders.forget()
+    assert reminders.is_due("nobody there")
 
 
 def test_a_peer_that_closes_at_once_is_not_hammered(

@@ -11,7 +11,7 @@ from flask import Blueprint, Flask, Response, current_app, jsonify, request
 from flask.blueprints import BlueprintSetupState
 from flask.sansio.app import App
 from flask.typing import ResponseReturnValue
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 from werkzeug.routing import Rule
 
 from .codecs import media_types
@@ -253,6 +253,18 @@ def _uncached(response: Response, status: int = 200) -> Response:
 def answer_problem(exc: HTTPException) -> ResponseReturnValue:
     """Answer what Flask itself refuses, such as a wrong method."""
     request_id = request_id_of(request.environ)
+    if exc is request.routing_exception:
+        exc.description = _why_nowhere(exc)
     response = problem_response(exc, request_id)
     response.headers["X-Request-ID"] = request_id
     return response
+
+
+def _why_nowhere(exc: HTTPException) -> str | None:
+    """Return what to say where no route is found, in the words of the batching service."""
+    if isinstance(exc, NotFound):
+        return "no such route"
+    if isinstance(exc, MethodNotAllowed):
+        methods = sorted({*(exc.valid_methods or ())} - {"HEAD", "OPTIONS"})
+        return f"ask with {' or '.join(methods)}"
+    return exc.description

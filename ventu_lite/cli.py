@@ -7,20 +7,20 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import click
-from flask import Flask
-from flask.cli import FlaskGroup, NoAppException, ScriptInfo, pass_script_info
+from flask.cli import ScriptInfo, pass_script_info
 
 from .addresses import Address, TCPAddress, UnixAddress
 from .batching.command import batching, warn_if_open
 from .config import Config, LogFormat, LogLevel
-from .errors import ConfigError, ServiceNotFound
+from .errors import ConfigError
+from .failures import shared_failures
+from .loading import AppGroup, app_options, load_service
 from .options import (
     CANNOT_LISTEN,
     CRASHED,
-    WRONG_USAGE,
     batching_options,
     exits,
     fail,
@@ -28,32 +28,13 @@ from .options import (
     log_options,
 )
 from .signals import ended_by_signals
+from .tracebacks import beginning_with_the_users
 
 if TYPE_CHECKING:
-    from .blueprint import Mounted
+    from .health import Readiness
     from .service import Service
 
 log = logging.getLogger(__name__)
-
-_HOW_TO_HAVE_AN_APP: Final = (
-    "Name the file that holds the service: `python -m ventu_lite --app FILE.py ...`."
-    " It needs a line `app = service.app` below the decorated functions."
-)
-
-
-class _Group(FlaskGroup):
-    """Flask's own group, so that an app is found as ``flask run`` finds it.
-
-    It knows its commands without loading the app or the plugins of ``flask``: one of these
-    alone takes as long to import as everything that a worker needs.
-    """
-
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        return click.Group.get_command(self, ctx, name)
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return click.Group.list_commands(self, ctx)
-
 
 _EPILOG = """\b
 Examples:
@@ -64,7 +45,7 @@ Examples:
   python -m ventu_lite --app samples/sentiment.py check
 """
 
-group = _Group(
+group = AppGroup(
     name="ventu_lite",
     help="Serve the model of a Flask app that holds a ventu_lite service.",
     epilog=_EPILOG,
@@ -76,88 +57,18 @@ group = click.version_option(package_name="ventu-lite", prog_name="ventu_lite")(
 
 group.add_command(batching)
 
-service_option = click.option(
-    "--service", "service_name", metavar="NAME", help="Which, of several."
-)
-
-
-def find_service(app: Flask, name: str | None) -> "Mounted":
-    """Return the service of an app, and where it is mounted.
-
-    Raises:
-        ServiceNotFound: There is none, none of that name, or several and no name was given.
-    """
-    from .blueprint import services_of
-
-    mounted = services_of(app)
-    if not mounted:
-        raise ServiceNotFound(
-            f"the app {app.name!r} holds no service; add"
-            " `app.register_blueprint(service.blueprint)`, or use `app = service.app`"
-        )
-    if name is None and len(mounted) > 1:
-        raise ServiceNotFound(
-            f"the app {app.name!r} holds several services: {_names(mounted)};"
-            f" choose one, such as --service {next(iter(mounted))!r}"
-        )
-    chosen = next(iter(mounted)) if name is None else name
-    if chosen not in mounted:
-        raise ServiceNotFound(
-            f"the app {app.name!r} holds no service {chosen!r}; it has {_names(mounted)}"
-        )
-    return mounted[chosen]
-
-
-def _names(mounted: dict[str, Any]) -> str:
-    return ", ".join(repr(name) for name in mounted)
-
-
-def _load_service(
-    info: ScriptInfo,
-    name: str | None,
-    *,
-    log_level: LogLevel | None,
-    log_format: LogFormat | None,
-) -> "tuple[Flask, Mounted, Config]":
-    """Return the app and the service that the user means, and its settings under the log flags.
-
-    What the operator says of logs is heard before the user's file is imported, what the file
-    itself says (a handler of its own, ``Service(log_format=...)``) afterwards.
-
-    Raises:
-        ConfigError, RegistrationError, ServiceNotFound: The user's file does
-            not give a service that can be run.
-    """
-    from .logs import configure
-    from .room import claim_room
-
-    claim_room()  # the user's file may make series of its own
-    operator = Config().override(log_level=log_level, log_format=log_format)
-    if "log_format" in operator.model_fields_set:
-        configure(operator.log_level, operator.log_format)
-    app = _load_app(info)
-    mounted = find_service(app, name)
-    config = mounted.service.config.override(log_level=log_level, log_format=log_format)
-    configure(config.log_level, config.log_format)
-    return app, mounted, config
-
-
-def _load_app(info: ScriptInfo) -> Flask:
-    try:
-        return info.load_app()
-    except NoAppException as exc:
-        fail(f"{exc.message}\n\n{_HOW_TO_HAVE_AN_APP}", WRONG_USAGE)
-
 
 @group.command(short_help="Run the stages for a batching service.", with_appcontext=False)
 @click.option("--unix", metavar="PATH", help="Where it listens.  [default: batching.socket]")
 @click.option("--tcp", metavar="HOST:PORT", help="Where it listens, on this or another machine.")
 @click.option("--max-message", metavar="SIZE", help="Largest message to read.  [default: 256MiB]")
 @click.option(
-    "--metrics-port", type=click.IntRange(0, 65535), help="Serve metrics.  [default: off]"
+    "--metrics-port",
+    type=click.IntRange(0, 65535),
+    help="Serve metrics and probes.  [default: off]",
 )
 @click.option("--metrics-host", default="127.0.0.1", show_default=True, help="Where to serve them.")
-@service_option
+@app_options
 @log_options
 @pass_script_info
 @exits
@@ -184,14 +95,17 @@ def worker(
     if unix is not None and tcp is not None:
         raise click.UsageError("--unix and --tcp exclude each other: a worker joins one service")
     with ended_by_signals():
-        _, mounted, config = _load_service(
+        _, mounted, config = load_service(
             info, service_name, log_level=log_level, log_format=log_format
         )
+        from .health import Readiness
+
         config = config.override(max_message=max_message)
         address = _peer(config.socket if unix is None else unix, tcp)
+        readiness = Readiness(str(address))
         if metrics_port is not None:
-            _serve_metrics(metrics_host, metrics_port)
-        _run_worker(mounted.service, address, config)
+            _serve_metrics(metrics_host, metrics_port, readiness)
+        _run_worker(mounted.service, address, config, readiness)
 
 
 def _peer(unix: str, tcp: str | None) -> Address:
@@ -203,21 +117,36 @@ def _peer(unix: str, tcp: str | None) -> Address:
     return address
 
 
-def _run_worker(service: "Service", address: Address, config: Config) -> None:
+def _run_worker(
+    service: "Service", address: Address, config: Config, readiness: "Readiness"
+) -> None:
     from .worker_process import run_worker
 
     try:
-        run_worker(service, address, config)
-    except (Exception, SystemExit):  # sys.exit() in a model's set-up must not pass for success
-        log.exception("the worker ends")
+        run_worker(service, address, config, readiness)
+    except (Exception, SystemExit) as exc:  # sys.exit() in a set-up must not pass for success
+        _tell_why_it_ends(exc)
         sys.exit(CRASHED)
 
 
-def _serve_metrics(host: str, port: int) -> None:
+def _tell_why_it_ends(exc: BaseException) -> None:
+    """Log a traceback, unless another worker of the same ``serve`` has logged it."""
+    failures = shared_failures()
+    failures.leave_note(exc)
+    if failures.is_news(exc) or log.isEnabledFor(logging.DEBUG):
+        log.error("the worker ends", exc_info=_shown(exc))
+
+
+def _shown(exc: BaseException) -> BaseException:
+    """Return it with the frames that whoever has chosen this log level wants to see."""
+    return exc if log.isEnabledFor(logging.DEBUG) else beginning_with_the_users(exc)
+
+
+def _serve_metrics(host: str, port: int, readiness: "Readiness") -> None:
     from .exposition import serve
 
     try:
-        port = serve(host, port)
+        port = serve(host, port, readiness.why_not)
     except OSError as exc:
         fail(f"cannot serve metrics on {host}:{port}: {exc.strerror or exc}", CANNOT_LISTEN)
     log.info("metrics on http://%s/metrics", TCPAddress(host, port).authority)
@@ -232,7 +161,7 @@ def _serve_metrics(host: str, port: int) -> None:
 @click.option("--unix", metavar="PATH", help="Where workers that you start may connect, too.")
 @click.option("--tcp", metavar="HOST:PORT", help="Where workers that you start may connect, too.")
 @batching_options
-@service_option
+@app_options
 @log_options
 @pass_script_info
 @exits
@@ -261,7 +190,7 @@ def serve(
       python -m ventu_lite --app samples/sentiment.py serve --port 8000 --timeout 30
     """  # noqa: D301  # \b is click's mark for lines that it must not wrap
     with ended_by_signals(), _shared_metrics():
-        app, mounted, config = _load_service(
+        app, mounted, config = load_service(
             info, service_name, log_level=log_level, log_format=log_format
         )
         from .serve import Plan, refuse_skipped_hooks
@@ -290,7 +219,7 @@ def serve(
 @group.command(
     short_help="Try the examples in every company, measure batches.", with_appcontext=False
 )
-@service_option
+@app_options
 @log_options
 @pass_script_info
 @exits
@@ -309,15 +238,15 @@ def check(
       python -m ventu_lite check
       python -m ventu_lite --app samples/sentiment.py check
     """  # noqa: D301  # \b is click's mark for lines that it must not wrap
-    _, mounted, _ = _load_service(info, service_name, log_level=log_level, log_format=log_format)
+    _, mounted, _ = load_service(info, service_name, log_level=log_level, log_format=log_format)
     from .check import check as run
 
     try:
         report = run(mounted.service)
     except ConfigError:
         raise
-    except Exception:
-        log.exception("the examples cannot be run")
+    except Exception as exc:
+        log.error("the examples cannot be run", exc_info=_shown(exc))
         sys.exit(CRASHED)
     for line in report.lines():
         click.echo(line)

@@ -6,18 +6,21 @@ One order everywhere: a flag of the command line, the environment (``VENTU_PORT`
 
 import difflib
 import os
-from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated, Any, Final, Literal
 
 from dotenv import dotenv_values
 from pydantic import BeforeValidator, ByteSize, Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
+    InitSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
 )
 
 from .errors import ConfigError, RegistrationError
+from .secret_files import SUFFIX, read_secrets
 
 PREFIX = "VENTU_"
 
@@ -31,7 +34,14 @@ Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Size = Annotated[ByteSize, Field(ge=1)]
 
 _FILE = ".env"
-_SECRETS = {"api_key", "worker_secret"}
+_SECRETS = {"api_key": "VENTU_API_KEY", "worker_secret": "VENTU_WORKER_SECRET"}
+# What `serve` tells its workers.
+_INTERNAL: Final = {"VENTU_PARENT_PROCESS", "VENTU_FAILURES"}
+# What Kubernetes sets for each Service whose name begins with ventu, such as ventu-batching.
+_OF_KUBERNETES: Final = re.compile(
+    r".*_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+)
+_LINK: Final = re.compile("(tcp|udp|sctp)://")
 
 
 def _lower(value: object) -> object:
@@ -85,7 +95,7 @@ class Config(BaseSettings):
     log_format: Annotated[LogFormat, BeforeValidator(_lower)] = "text"
 
     def __init__(self, **settings: Any) -> None:
-        _refuse_unknown(settings)
+        refuse_unknown(settings)
         try:
             _refuse_empty_secrets()
             super().__init__(**settings)
@@ -104,7 +114,13 @@ class Config(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Put the environment before what the code says; the first source that knows wins."""
-        return env_settings, dotenv_settings, init_settings
+        in_files = read_secrets(_said_outside(), _SECRETS)
+        return (
+            InitSettingsSource(settings_cls, in_files),
+            env_settings,
+            dotenv_settings,
+            init_settings,
+        )
 
     def override(self, **flags: Any) -> "Config":
         """Return a copy in which the flags that are not ``None`` win over everything.
@@ -114,7 +130,7 @@ class Config(BaseSettings):
             RegistrationError: There is no such setting.
         """
         given = {name: value for name, value in flags.items() if value is not None}
-        _refuse_unknown(given)
+        refuse_unknown(given)
         config = self.model_copy()
         for name, value in given.items():
             try:
@@ -128,19 +144,55 @@ class Config(BaseSettings):
         return {name: getattr(self, name) for name in self.model_fields_set}
 
 
-def _refuse_unknown(settings: dict[str, Any]) -> None:
+def unknown_variables() -> dict[str, str]:
+    """Return the variables with our prefix that nothing reads: name → the nearest that is read.
+
+    "" is the nearest where none is near. Those that Kubernetes sets are no mistake of anybody.
+    """
+    known = [PREFIX + name.upper() for name in Config.model_fields] + _files_of_secrets()
+    found = {}
+    for said in _said_outside():
+        for name, value in said.items():
+            variable = name.upper()
+            if not variable.startswith(PREFIX) or variable in (*known, *_INTERNAL):
+                continue
+            if _OF_KUBERNETES.fullmatch(variable) or _LINK.match(value or ""):
+                continue
+            near = difflib.get_close_matches(variable, known, n=1, cutoff=0.75)
+            found[name] = near[0] if near else ""
+    return found
+
+
+def refuse_unknown(settings: Mapping[str, Any], *, others: Iterable[str] = ()) -> None:
+    """Check that there are such settings.
+
+    Args:
+        settings: By name.
+        others: What else could have been meant.
+
+    Raises:
+        RegistrationError: There is none of a name; the message suggests another one.
+    """
     for name in settings:
         if name not in Config.model_fields:
-            near = difflib.get_close_matches(name, Config.model_fields, n=1)
+            near = difflib.get_close_matches(name, [*others, *Config.model_fields], n=1)
             known = f"Known: {', '.join(Config.model_fields)}."
             hint = f" Did you mean {near[0]!r}?" if near else " " + known
             raise RegistrationError(f"there is no setting {name!r}.{hint}")
 
 
+def _said_outside() -> tuple[Mapping[str, str | None], ...]:
+    return {**dotenv_values(_FILE)}, os.environ
+
+
+def _files_of_secrets() -> list[str]:
+    return [variable + SUFFIX for variable in _SECRETS.values()]
+
+
 def _refuse_empty_secrets() -> None:
     """An empty variable counts as unset; but a door that was to be locked must not stand open."""
-    variables = {PREFIX + name.upper() for name in _SECRETS}
-    for said in ({**dotenv_values(_FILE)}, os.environ):
+    variables = {*_SECRETS.values(), *_files_of_secrets()}
+    for said in _said_outside():
         for name, value in said.items():
             if value == "" and name.upper() in variables:
                 raise ConfigError(f"{name} is empty: give it a value, or remove it")

@@ -7,6 +7,7 @@ VentuError
 ├── PayloadError          the client, one job only; carries the HTTP ``status``
 │   ├── MalformedPayload  400: the bytes are not what their media type says
 │   ├── NotAcceptable     406: the client accepts nothing that can be written
+│   ├── PayloadTooLarge   413: the value would not fit into a body of JSON
 │   ├── UnsupportedMediaType  415: the content type is not read here
 │   └── InvalidPayload    422: the value does not fit the request schema
 ├── Unavailable           load; carries the HTTP ``status`` and ``retry_after``
@@ -52,11 +53,27 @@ class MalformedPayload(PayloadError):
 
     status = 400
 
+    @classmethod
+    def empty(cls, codec: str) -> "MalformedPayload":
+        """Say that there is nothing to read as "json" or "msgpack"."""
+        return cls(f"the body is empty, expected a request in {_name(codec)}")
+
+    @classmethod
+    def mistaken(cls, codec: str) -> "MalformedPayload":
+        """Say that the first byte is none of "json" or "msgpack"."""
+        return cls(f"the body was read as {_name(codec)}, but does not begin like it")
+
 
 class NotAcceptable(PayloadError):
     """``Accept`` excludes every codec."""
 
     status = 406
+
+
+class PayloadTooLarge(PayloadError):
+    """The body holds more than its size promises: as JSON it would be too large."""
+
+    status = 413
 
 
 class UnsupportedMediaType(PayloadError):
@@ -123,3 +140,7 @@ class ProtocolError(VentuError):
 
 class BatchSizeError(VentuError):
     """A batch function returned another number of results than it got items."""
+
+
+def _name(codec: str) -> str:
+    return "JSON" if codec == "json" else codec

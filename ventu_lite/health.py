@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from .examples import Probe
 from .outcomes import Rejected
 from .pipeline import Pipeline
-from .startup import Startup, reset_after_fork
+from .startup import RUNNING, Startup, reset_after_fork
 from .turns import Turns
 
 if TYPE_CHECKING:
@@ -49,6 +49,29 @@ class Health:
         """Return it as ``GET /health`` does."""
         body = {"service": self.service, "inference": self.inference}
         return body | ({"detail": self.detail} if self.detail else {})
+
+
+class Readiness:
+    """Whether a worker process can be given a batch now; any thread may ask.
+
+    Args:
+        address: What to call its batching service.
+
+    Attributes:
+        is_set_up: Whether set-up and warm-up have succeeded.
+        is_connected: Whether it is connected to its batching service.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.is_set_up = False
+        self.is_connected = False
+        self._address = address
+
+    def why_not(self) -> str:
+        """Return why no batch can come, "" if one can."""
+        if not self.is_set_up:
+            return RUNNING
+        return "" if self.is_connected else f"not connected to {self._address}"
 
 
 class HealthCheck:

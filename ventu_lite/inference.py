@@ -11,13 +11,19 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 from flask import Request, Response, request
-from werkzeug.exceptions import BadRequest, HTTPException, RequestEntityTooLarge, Unauthorized
+from werkzeug.exceptions import (
+    BadRequest,
+    ClientDisconnected,
+    HTTPException,
+    RequestEntityTooLarge,
+    Unauthorized,
+)
 
 from .codecs import CODEC_OF, MEDIA_TYPE, PROBLEM_TYPE, request_codec, response_type, sniff
 from .config import Codec
-from .errors import NotAcceptable, PayloadError, Unavailable, UnsupportedMediaType
+from .errors import PayloadError, Unavailable, UnsupportedMediaType
 from .outcomes import Rejected
-from .problems import encode_problem, problem
+from .problems import encode_problem, problem, problem_codec
 from .runtime import Reply, Runtime
 
 if TYPE_CHECKING:
@@ -25,6 +31,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_NOT_WHOLE: Final = "the body is malformed or did not come whole"
 _SANE_ID: Final = re.compile(r"[A-Za-z0-9._:/+=@~-]{1,128}")
 
 # No secrets, only unlike any other. Asking the system for each would let another thread run first.
@@ -120,13 +127,15 @@ class Inference:
             payload = current.get_data()
         except RequestEntityTooLarge:
             payload = None
+        except ClientDisconnected as exc:
+            raise BadRequest(_NOT_WHOLE) from exc
         except HTTPException:
             raise
         except Exception as exc:  # each WSGI server has its own errors for a malformed body
             log.warning("the body of a request could not be read: %s", exc)
-            raise BadRequest("the body is malformed or did not come whole") from exc
+            raise BadRequest(_NOT_WHOLE) from exc
         if payload is None or len(payload) > self._max_body:
-            raise RequestEntityTooLarge(f"the body is larger than {self._max_body} bytes")
+            raise RequestEntityTooLarge(f"body of more than {self._max_body} bytes")
         return payload
 
     def _seconds(self, header: str | None) -> float:
@@ -224,13 +233,7 @@ def _problem(
 
 
 def _problem_codec() -> Codec:
-    """Return the codec of an error body: that of the answer which the client hoped for."""
-    sent = request.mimetype if request.mimetype in CODEC_OF else MEDIA_TYPE["json"]
-    try:
-        wanted = response_type(request.headers.get("Accept", ""), sent, "auto")
-    except NotAcceptable:  # a browser, perhaps; people read JSON more easily
-        return "json"
-    return "json" if wanted == MEDIA_TYPE["json"] else "msgpack"
+    return problem_codec(request.headers.get("Accept", ""), request.headers.get("Content-Type", ""))
 
 
 def whole_seconds(seconds: float) -> str:

@@ -7,7 +7,9 @@ from typing import Any
 
 import msgpack
 
+from .codecs import CODEC_OF, MEDIA_TYPE, response_type
 from .config import Codec
+from .errors import NotAcceptable
 
 # RFC 9110's names where Python's own differ, or changed between its versions.
 _TITLES = {
@@ -41,6 +43,21 @@ def problem(status: int, detail: str, instance: str = "", **extra: Any) -> dict[
         "instance": instance,
     }
     return document | extra
+
+
+def problem_codec(accept: str, content_type: str) -> Codec:
+    """Return the codec of an error body: that of the answer which the client hoped for.
+
+    Args:
+        accept: The header of the request, "" when there is none.
+        content_type: The same.
+    """
+    sent = content_type.partition(";")[0].strip().lower()
+    try:
+        wanted = response_type(accept, sent if sent in CODEC_OF else MEDIA_TYPE["json"], "auto")
+    except NotAcceptable:  # a browser, perhaps; people read JSON more easily
+        return "json"
+    return "json" if wanted == MEDIA_TYPE["json"] else "msgpack"
 
 
 def encode_problem(document: Mapping[str, Any], codec: Codec) -> bytes:

@@ -14,8 +14,11 @@ _FILES: Final = ("counter", "histogram", "gauge_livesum", "gauge_max")
 # Of each file: a histogram takes about 3 KB for each combination of its labels.
 _ROOM: Final = 128 * 1024
 _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
+_FORBIDDEN: Final = (errno.EACCES, errno.EPERM, errno.EROFS)
 _USED: Final = struct.Struct("i")  # what a file begins with: how much of it holds something
 _HEAD: Final = 8  # bytes before the first value
+
+_is_copy = False
 
 
 def claim_room() -> None:
@@ -28,14 +31,32 @@ def claim_room() -> None:
     Raises:
         ConfigError: The directory cannot be used.
     """
+    global _is_copy
     directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
-    if not directory or not is_written_to():
-        return
-    try:
-        for name in _FILES:
-            _claim(os.path.join(directory, f"{name}_{os.getpid()}.db"))
-    except OSError as exc:
-        raise ConfigError(_complaint(directory, exc)) from exc
+    if directory and is_written_to():
+        try:
+            for name in _FILES:
+                _claim(os.path.join(directory, f"{name}_{os.getpid()}.db"))
+        except OSError as exc:
+            raise ConfigError(_complaint(directory, exc)) from exc
+    _is_copy = False
+
+
+def is_owed() -> bool:
+    """Whether this process is a copy of another one and has not claimed room of its own.
+
+    A copy does not claim it at once: most that a model makes of its process count nothing, and
+    nobody would ever clear their files away.
+    """
+    return _is_copy
+
+
+def _after_fork() -> None:
+    global _is_copy
+    _is_copy = True
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def is_written_to() -> bool:
@@ -71,7 +92,12 @@ def _complaint(directory: str, exc: OSError) -> str:
             f"PROMETHEUS_MULTIPROC_DIR={directory!r} is on a disk that is full: make room there,"
             f" {size} KiB for each process, or choose another one"
         )
+    what_to_do = f"make it, empty, before each start of the whole service (mkdir -p {directory})"
+    if os.path.isfile(directory):
+        what_to_do = "it is a file; name a directory"
+    elif exc.errno in _FORBIDDEN:
+        what_to_do = "let this user write there, or choose another one"
     return (
         f"PROMETHEUS_MULTIPROC_DIR={directory!r} is no directory that can be written to:"
-        f" make it, empty, before each start of the whole service (mkdir -p {directory})"
+        f" {what_to_do}"
     )

@@ -23,6 +23,7 @@ from .outcomes import InferenceFailed, Rejected
 from .pipeline import Outcome, Pipeline, Run
 from .startup import Startup
 from .turns import Turns
+from .variables import warn_of_unknown_variables
 
 if TYPE_CHECKING:
     from .service import Service
@@ -302,8 +303,9 @@ class Runtime:
         set_up_at = self.clock()
         self._warm_up()
         warmed_up = self.clock() - set_up_at
-        if self._answers_http:
+        if self._answers_http:  # else a command has looked at the environment
             self.metrics.worker("http", is_ready=True)
+            warn_of_unknown_variables()
         log.info("ready: set-up took %.2f s, warm-up %.2f s", set_up_at - started, warmed_up)
 
     def _set_up(self) -> None:

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from flask import Flask
@@ -23,6 +24,7 @@ from .batching.wsgi import WSGIRoutes
 from .blueprint import Mounted, services_of
 from .config import Config
 from .errors import RegistrationError
+from .failures import FAILURES_VARIABLE, take_note
 from .families import forget_process
 from .parent import PARENT_VARIABLE
 from .signals import StopSignals
@@ -137,13 +139,18 @@ class _Front:
             log.info("taking other workers at %s", links.address)
 
     def _make_supervisor(self) -> Supervisor:
-        plan = self._plan
+        plan, folder = self._plan, os.path.dirname(self._workers_at.path)
         return Supervisor(
             _worker_command(plan, self._workers_at),
             plan.workers,
             devices=plan.devices,
-            environment={**plan.environment, PARENT_VARIABLE: str(os.getpid())},
+            environment={
+                **plan.environment,
+                PARENT_VARIABLE: str(os.getpid()),
+                FAILURES_VARIABLE: folder,
+            },
             on_end=forget_process,
+            last_words=partial(take_note, folder),
         )
 
     def _make_batching(self, routes: WSGIRoutes) -> BatchingService:

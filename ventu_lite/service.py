@@ -7,10 +7,10 @@ need.
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
 from .addresses import TCPAddress, UnixAddress
-from .config import Codec, Config
+from .config import Codec, Config, refuse_unknown
 from .errors import RegistrationError
 from .examples import Probe, find_examples, schema_batch_size
 from .isolation import BatchInfer, SingleInfer
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from .runtime import Runtime
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+# What a service takes that is no setting.
+_PARAMETERS: Final = ("request", "response", "examples", "warmup_batch_size", "config")
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ class Service:
         config: Config | None = None,
         **settings: Any,
     ) -> None:
+        refuse_unknown(settings, others=_PARAMETERS)
         named = {"name": name, "version": version}
         declared = config.declared() if config else {}
         declared |= settings | {key: value for key, value in named.items() if value is not None}
@@ -249,7 +253,8 @@ class Service:
                 not fit. The message shows the fix.
         """
         if self._composition is None:
-            request = Schema(self._schema("request", self._request))
+            max_body = int(self.config.max_body)
+            request = Schema(self._schema("request", self._request), max_body=max_body)
             response = Schema(self._schema("response", self._response))
             probes = find_examples(self._examples, request, response, self.codecs)
             self._composition = Composition(

@@ -114,7 +114,10 @@ def make_stage(kind: Kind, fn: Callable[..., Any], options: Options) -> Stage:
     if kind not in KINDS:
         raise RegistrationError(f"there is no stage {kind!r}; choose one of {', '.join(KINDS)}")
     if not callable(fn):
-        raise RegistrationError(f"@service.{kind} got {fn!r}, which is no function")
+        raise RegistrationError(
+            f"@service.{kind} got {fn!r}, which is no function;"
+            " options are named, such as @service.infer(batch=True)"
+        )
     stage = Stage(kind, fn, where_is(fn), _hints(fn), options)
     _check_is_plain(stage)
     _check_arguments(stage)

@@ -10,13 +10,15 @@ from contextlib import suppress
 from typing import Final, Protocol
 
 from .errors import NotReady, VentuError
+from .failures import Failures
+from .tracebacks import beginning_with_the_users, in_one_line
 
 log = logging.getLogger(__name__)
 
 # Long enough not to load a model from a slow disk in a loop, short enough to heal by itself.
 RETRY_AFTER: Final = 10.0
 
-_RUNNING: Final = "set-up and warm-up are still running"
+RUNNING: Final = "set-up and warm-up are still running"
 _FAILED: Final = "set-up or warm-up failed; the log says why"
 
 
@@ -45,6 +47,7 @@ class Startup:
         self._retry_after = retry_after
         self._failed_at: float | None = None
         self._forbidden = ""
+        self._failures = Failures()
         self.reset_locks()
         reset_after_fork(self)
 
@@ -115,7 +118,7 @@ class Startup:
         """Return why it is not ready, "" if it is."""
         if self.is_ready or self._forbidden:
             return self._forbidden
-        return _FAILED if self._failed_at is not None and not self._is_running else _RUNNING
+        return _FAILED if self._failed_at is not None and not self._is_running else RUNNING
 
     def retry_after(self) -> float:
         """Return the seconds after which asking again makes sense."""
@@ -133,9 +136,20 @@ class Startup:
     def _load_and_log(self) -> None:
         try:
             self._load()
-        except BaseException:  # logged before those who wait hear that the log says why
-            log.exception("set-up failed; it is tried again after %.0f s", self._retry_after)
+        except BaseException as exc:  # logged before those who wait hear that the log says why
+            self._log(exc)
             raise
+
+    def _log(self, exc: BaseException) -> None:
+        """Log the traceback the first time, and what it is each time."""
+        when = f"it is tried again after {self._retry_after:.0f} s"
+        is_news = self._failures.is_news(exc)
+        if log.isEnabledFor(logging.DEBUG):
+            log.error("set-up failed; %s", when, exc_info=exc)
+        elif is_news:
+            log.error("set-up failed; %s", when, exc_info=beginning_with_the_users(exc))
+        else:
+            log.error("set-up failed again: %s; %s", in_one_line(exc), when)
 
     def _finish(self, load: Callable[[], None]) -> None:
         failed = True

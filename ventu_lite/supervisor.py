@@ -56,6 +56,7 @@ class Supervisor:
         devices: One for each worker as ``CUDA_VISIBLE_DEVICES``, round robin; none to leave it.
         environment: Further variables for the workers.
         on_end: Called for each worker that has ended with its process id and whether it was ready.
+        last_words: Returns why a worker with this process id has ended, "" if it did not say.
         clock: Seconds.
         patience: Seconds from SIGTERM to SIGKILL.
     """
@@ -68,6 +69,7 @@ class Supervisor:
         devices: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
         on_end: Callable[[int, bool], None] = lambda pid, was_ready: None,
+        last_words: Callable[[int], str] = lambda pid: "",
         clock: Callable[[], float] = time.monotonic,
         patience: float = PATIENCE,
     ) -> None:
@@ -76,6 +78,7 @@ class Supervisor:
         self._devices = devices
         self._environment = dict(os.environ) | dict(environment or {})
         self._on_end = on_end
+        self._last_words = last_words
         self._clock = clock
         self._patience = patience
         self._stopping = asyncio.Event()
@@ -150,7 +153,9 @@ class Supervisor:
         self._forget(running)
         seconds = self._clock() - running.started_at
         before = "" if running.is_ready else " before it was ready"
-        return running.is_ready, f"(process {pid}) {_how(code)} after {seconds:.1f} s{before}"
+        how = f"(process {pid}) {_how(code)} after {seconds:.1f} s{before}"
+        why = self._last_words(pid)
+        return running.is_ready, f"{how}: {why}" if why else how
 
     async def _start(self, number: int) -> _Running:
         environment = dict(self._environment)

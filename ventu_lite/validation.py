@@ -19,9 +19,9 @@ from pydantic import (
 )
 from pydantic_core import SchemaValidator
 
-from .codecs import deep_plain, pack, plain, unpack
+from .codecs import deep_plain, pack, plain, sniff, unpack
 from .config import Codec
-from .errors import InvalidPayload, MalformedPayload, RegistrationError
+from .errors import InvalidPayload, MalformedPayload, PayloadError, RegistrationError
 from .impatience import impatient_validator
 from .serializing import to_json, to_python
 
@@ -44,13 +44,15 @@ class Schema:
 
     Args:
         annotation: The type.
+        max_body: The largest payload in bytes, if strangers send them.
 
     Raises:
         RegistrationError: pydantic cannot validate it.
     """
 
-    def __init__(self, annotation: Any) -> None:
+    def __init__(self, annotation: Any, *, max_body: int | None = None) -> None:
         self.annotation = annotation
+        self._max_body = max_body
         self.adapter: TypeAdapter[Any] = _adapter(annotation)
         self._validator = self.adapter.validator
         self._serializer = self.adapter.serializer
@@ -61,16 +63,21 @@ class Schema:
 
         Raises:
             MalformedPayload: The payload is not in that codec.
+            PayloadTooLarge: In JSON it would be larger than a payload may be.
             InvalidPayload: The value does not fit.
             Exception: Whatever a validator of the user raises, apart from ``ValueError``.
         """
-        validator = self._validator if len(payload) <= MAX_PATIENCE else self._impatient
+        is_small = len(payload) <= MAX_PATIENCE
+        validator = self._validator if is_small else self._impatient
         try:
             if codec == "json":
                 return validator.validate_json(payload)
-            return validator.validate_python(unpack(payload))
+            value = unpack(payload) if is_small else unpack(payload, max_json=self._max_body)
+            return validator.validate_python(value)
+        except MalformedPayload as exc:
+            raise _clearest(exc, payload, codec) from exc.__cause__
         except ValidationError as exc:
-            raise _payload_error(exc) from exc
+            raise _clearest(_payload_error(exc), payload, codec) from exc
 
     @cached_property
     def _impatient(self) -> SchemaValidator:
@@ -178,6 +185,15 @@ def _payload_error(exc: ValidationError) -> MalformedPayload | InvalidPayload:
         for error in errors[:MAX_FIELD_ERRORS]
     ]
     return InvalidPayload(shown, count)
+
+
+def _clearest(exc: PayloadError, payload: bytes, codec: Codec) -> PayloadError:
+    """Return what says best why a payload was not taken: what a parser says is about its parts."""
+    if not isinstance(exc, MalformedPayload):
+        return exc
+    if not payload.strip():
+        return MalformedPayload.empty(codec)
+    return exc if sniff(payload) == codec else MalformedPayload.mistaken(codec)
 
 
 def _cut(part: Any) -> Any:

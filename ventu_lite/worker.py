@@ -31,6 +31,8 @@ CONNECT_TIMEOUT = 5.0  # a stop request has to wait for this one
 # is gone for longer is not hammered by all its workers, and yet none of them is late by more than
 # an operator would wait for.
 FIRST_DELAY, LONGEST_DELAY = 0.1, 5.0
+# Who starts the worker first wants to hear it once; who looks later, that it still waits.
+FIRST_REMINDER, LONGEST_REMINDER = 30.0, 3600.0
 
 
 def connect_unix(path: str) -> socket.socket:
@@ -63,6 +65,35 @@ def backoff() -> Iterator[float]:
     while True:
         yield delay
         delay = min(2 * delay, LONGEST_DELAY)
+
+
+class Reminders:
+    """Decides when a problem that lasts is told again: at once, then at growing intervals.
+
+    Args:
+        clock: Seconds that never go back.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._problem = ""
+        self._interval = self._due_at = 0.0
+
+    def forget(self) -> None:
+        """Note that the problem is over."""
+        self._problem = ""
+
+    def is_due(self, problem: str) -> bool:
+        """Whether to tell it now, which takes for granted that it then is told."""
+        now = self._clock()
+        if problem != self._problem:
+            self._problem, self._interval = problem, FIRST_REMINDER
+        elif now < self._due_at:
+            return False
+        else:
+            self._interval = min(2 * self._interval, LONGEST_REMINDER)
+        self._due_at = now + self._interval
+        return True
 
 
 def too_large_problem(job: str, payload: bytes) -> bytes:
@@ -107,6 +138,7 @@ class Worker:
         self._too_large = too_large
         self._on_connected = on_connected
         self._clock = clock
+        self._reminders = Reminders(clock)
         self._stop = StopRequest()
 
     def run(self) -> None:
@@ -134,6 +166,7 @@ class Worker:
             sock = self._connect()
         except OSError as exc:
             return False, f"cannot connect to {self._address}: {exc}"
+        self._reminders.forget()
         connection = WorkerConnection(max_message=self._max_message, secret=self._secret)
         session = Session(
             sock,
@@ -155,7 +188,8 @@ class Worker:
         return session.was_useful, f"left {self._address}"
 
     def _wait(self, problem: str, delay: float) -> None:
-        log.warning("%s; trying again in %.1f s", problem, delay)
+        level = logging.WARNING if self._reminders.is_due(problem) else logging.DEBUG
+        log.log(level, "%s; trying again in %.1f s", problem, delay)
         wait_readable([self._stop], delay)
 
 

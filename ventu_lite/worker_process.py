@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from .addresses import Address, UnixAddress
 from .codecs import sniff
 from .config import Codec, Config
+from .health import Readiness
 from .outcomes import Rejected
 from .parent import end_with_parent, is_orphan
 from .pipeline import Outcome
@@ -25,18 +26,25 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def run_worker(service: "Service", address: Address, config: Config | None = None) -> None:
+def run_worker(
+    service: "Service",
+    address: Address,
+    config: Config | None = None,
+    readiness: Readiness | None = None,
+) -> None:
     """Set the service up, then serve batches until SIGTERM or SIGINT. In the main thread only.
 
     Args:
         service: What to run.
         address: Where the batching service listens, now or later.
         config: Settings, if others than the service's own.
+        readiness: What to tell how far it has come.
 
     Raises:
         Exception: Set-up or warm-up failed; nothing was connected.
     """
     config = config or service.config
+    readiness = readiness or Readiness(str(address))
     runtime = service.runtime
     runtime.use_batch_function()
     _warn_of_retries(service)
@@ -49,17 +57,22 @@ def run_worker(service: "Service", address: Address, config: Config | None = Non
             raise ConnectionError("nobody is there any more")
         return connect()
 
+    def note_connection(is_connected: bool) -> None:
+        runtime.metrics.worker(address.protocol, is_ready=is_connected)
+        readiness.is_connected = is_connected
+
     worker = Worker(
         partial(answer, runtime),
         connect_unless_orphan,
         address=str(address),
         max_message=int(config.max_message),
         secret=config.worker_secret.get_secret_value() if config.worker_secret else None,
-        on_connected=lambda is_ready: runtime.metrics.worker(address.protocol, is_ready=is_ready),
+        on_connected=note_connection,
     )
     end_with_parent()
     with ended_by_signals():
         runtime.startup.run()
+        readiness.is_set_up = True
         with stop_on_signals(worker):
             worker.run()
 

@@ -18,7 +18,7 @@ from multiprocessing.connection import wait
 from types import FrameType
 
 from benchmark.client import Load
-from benchmark.http import Address
+from benchmark.http import Address, Answer, AnswerReader, Unreadable
 from benchmark.plan import Plan, Progress, Tally
 
 # From the moment that every process is there until the first request.
@@ -33,6 +33,27 @@ def reachable(address: Address, timeout: float = 5.0) -> Address:
     """
     with socket.create_connection((address.host, address.port), timeout) as sock:
         return replace(address, host=sock.getpeername()[0])
+
+
+def ask(plan: Plan) -> Answer:
+    """Send the request of a plan once, over a connection of its own.
+
+    Raises:
+        OSError: There is no connection, or no answer within ``plan.timeout``.
+        Unreadable: What came is no answer.
+    """
+    address, reader = plan.address, AnswerReader()
+    deadline = time.monotonic() + plan.timeout
+    with socket.create_connection((address.host, address.port), plan.timeout) as sock:
+        sock.sendall(plan.request)
+        while True:
+            sock.settimeout(max(0.001, deadline - time.monotonic()))
+            data = sock.recv(65536)
+            answer = reader.feed(data) if data else reader.feed_eof()
+            if answer is not None:
+                return answer
+            if not data:
+                raise Unreadable("the connection was closed")
 
 
 def run(plan: Plan, tell: Callable[[float, int, int], None] | None = None) -> Tally:

@@ -327,12 +327,14 @@ def test_a_start_that_fails_is_tried_again_later_and_later(
     with deployed(SERVE, MODEL, directory, env=env, is_ready=False) as deployment:
         server = deployment.server
         with asked(server, ["patient"]) as patient:
-            server.process.wait_for("before it was ready; it is started again at once")
+            server.process.wait_for("before it was ready: .*; it is started again at once")
             assert server.get("/livez").status == 200
             assert server.get("/readyz").status == server.get("/health").status == 503
             assert say(server, "hasty", X_Request_Timeout="0.1") == Said(504)
             for delay in delays:
-                server.process.wait_for(f"before it was ready; it is started again in {delay} s")
+                server.process.wait_for(
+                    f"before it was ready: .*; it is started again in {delay} s"
+                )
             assert answers(patient)[0].item == "patient"
         assert server.get("/readyz").status == 200
         assert len((directory / "starts").read_text()) == len(delays) + 2

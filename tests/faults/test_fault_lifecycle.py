@@ -31,6 +31,7 @@ from processes import (
     Server,
     command,
     environment,
+    gunicorn,
     nothing_left,
 )
 
@@ -211,6 +212,58 @@ def test_the_disk_for_metrics_fills_up(directory: Path, how: str) -> None:
             assert sum(shown[f"ventu_request_seconds_count/{code}"] for code in (200, 422, 400))
             assert server.process.stop() == 0
     assert "SIG" not in server.process.output
+
+
+@contextlib.contextmanager
+def preloaded(directory: Path, folder: Path) -> Iterator[Server]:
+    """A master that has loaded the app, and two copies of it that share a directory."""
+    write_model(directory)
+    with nothing_left() as env:
+        env |= {"PROMETHEUS_MULTIPROC_DIR": str(folder)}
+        options = ("--preload", "--workers=2", "--threads=2")
+        with gunicorn("app:app", *options, cwd=directory, env=env) as server:
+            until(lambda: len(children(server.process.pid)) == 2)
+            yield server
+            assert server.process.stop() == 0
+    assert "SIGBUS" not in server.process.output
+
+
+def claimed(folder: Path) -> dict[int, int]:
+    """Return how many files of a directory have room for more, by process."""
+    found: dict[int, int] = {}
+    for path in folder.glob("*.db"):
+        if path.stat().st_size == path.stat().st_blocks * 512 == 128 * 1024:
+            pid = int(path.stem.rpartition("_")[2])
+            found[pid] = found.get(pid, 0) + 1
+    return found
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="this system cannot do it")
+def test_copies_of_a_loaded_process_claim_room_of_their_own(directory: Path) -> None:
+    """With their first request, before they count it."""
+    folder = directory / "metrics"
+    folder.mkdir()
+    with preloaded(directory, folder) as server:
+        master, copies = server.process.pid, children(server.process.pid)
+        assert claimed(folder) == {master: 4}
+        all_have = dict.fromkeys([master, *copies], 4)
+        until(lambda: server.get("/readyz").status == 200 and claimed(folder) == all_have)
+
+
+def test_copies_of_a_loaded_process_without_room_say_so(directory: Path) -> None:
+    """They answer nothing, but nobody kills them; with room again they are well."""
+    folder = directory / "metrics"
+    folder.mkdir()
+    with mounted(folder, "size=8m"), preloaded(directory, folder) as server:
+        copies = children(server.process.pid)
+        with contextlib.suppress(OSError), open(folder / "fill", "wb", 0) as fill:
+            while True:
+                fill.write(bytes(4096))
+        assert {server.infer(b'"x"').status for _ in range(8)} == {500}
+        server.process.wait_for("is on a disk that is full: make room there, 512 KiB")
+        (folder / "fill").unlink()
+        until(lambda: server.infer(b'"x"').status == 200)
+        assert children(server.process.pid) == copies
 
 
 # ------------------------------------------------------------------------------- the clock

@@ -16,6 +16,7 @@ from ..options import (
     worker_address_options,
 )
 from ..signals import StopSignals, ended_by_signals
+from ..variables import warn_of_unknown_variables
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ def batching(unix: str | None, tcp: str | None, no_retry: bool, **flags: Any) ->
 
         config = Config().override(**flags)
         configure(config.log_level, config.log_format)
+        warn_of_unknown_variables()
         address = listening_address(unix, tcp, config.socket)
         warn_if_open(address, config)
         sys.exit(run(_serve(config, address, retry=not no_retry)))

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Final, NamedTuple, Protocol
-from urllib.parse import parse_qs, unquote_to_bytes
+from urllib.parse import parse_qs, quote, unquote_to_bytes
 
 from pydantic_core import to_json
 
@@ -20,7 +20,7 @@ from ..errors import (
     UnsupportedMediaType,
     VentuError,
 )
-from ..problems import encode_problem, problem
+from ..problems import encode_problem, problem, problem_codec
 from .dispatcher import Dispatcher
 from .http_connection import Answer
 from .http_head import Head
@@ -34,6 +34,8 @@ _NO_STORE: Final = b"Cache-Control: no-store\r\n"
 # What is told of the jobs of one batch that came in one moment: that moment, what the worker took
 # (another object for each batch), seconds from then to the answer, the header line.
 _Told = tuple[float, bytes, float, bytes]
+_ALLOW_POST: Final = b"Allow: OPTIONS, POST\r\n"
+_ALLOW_GET: Final = b"Allow: GET, HEAD, OPTIONS\r\n"
 _PROBES: Final = (b"/health", b"/livez", b"/readyz", b"/metrics")
 
 
@@ -119,7 +121,7 @@ class Front:
 
     def check(self, request: Request) -> Answer | None:
         """Return the answer to a request whose body is not worth reading, else ``None``."""
-        path = _path(request)
+        path = _path(request.head)
         if path == self._inference:
             try:
                 self._terms(request.head)
@@ -132,11 +134,16 @@ class Front:
             return self._wrong(request)
         return self._elsewhere(request, path) if self._fallback is None else None
 
+    def refuse(self, status: int, detail: str, head: Head | None = None, /) -> Answer:
+        """Return the answer to a request that cannot be read on, whatever its route."""
+        headers = b"Retry-After: 1\r\n" if status in (429, 503) else b""
+        return _problem_elsewhere(status, detail, head, headers)
+
     # --------------------------------------------------------------------- inference
 
     def _route(self, request: Request) -> None:
         """Answer a request whose head was not seen before, or is not that of an inference."""
-        path = _path(request)
+        path = _path(request.head)
         if path == self._inference:
             self._learn_and_infer(request)
         elif path in self._probes:
@@ -167,8 +174,7 @@ class Front:
             _authorize(fields.get(b"authorization", b""), self._api_key)
         content_type = fields.get(b"content-type", b"")
         codec = request_codec(content_type.decode("latin-1"), self._setting)
-        if fields.get(b"content-encoding", b"identity").lower() != b"identity":
-            raise UnsupportedMediaType("no content encoding is read here; send the body as it is")
+        _refuse_encoding(fields.get(b"content-encoding", b""))
         if codec is not None and b"accept" in fields:
             _check_accept(fields[b"accept"], codec, self._setting)
         timeout = self._timeout
@@ -185,9 +191,8 @@ class Front:
                 the client does not accept an answer in that codec.
         """
         if terms.codec is not None:
-            raise MalformedPayload(
-                f"the body does not begin like {terms.codec}, which its content type announces"
-            )
+            failure = MalformedPayload.mistaken if request.body else MalformedPayload.empty
+            raise failure(terms.codec)
         _check_accept(request.fields.get(b"accept", b""), codec, self._setting)
         return terms._replace(codec=codec)
 
@@ -211,12 +216,12 @@ class Front:
 
     def _refusal(self, exc: Exception, request: Request, request_id: bytes = b"") -> Answer:
         """Return the answer for an exception."""
-        codec = self._codec_of_error(request)
-        request_id = request_id or self._request_id(request)
+        codec = _codec_of_error(request.head)
+        request_id = request_id or _request_id(request.head)
         if isinstance(exc, MethodNotAllowed) and request.method == b"OPTIONS":
-            return 200, b"Allow: OPTIONS, POST\r\n", b""
+            return 200, _ALLOW_POST, b""
         if isinstance(exc, MethodNotAllowed):
-            return self.problem(405, "ask with POST", codec, request_id, b"Allow: POST\r\n")
+            return self.problem(405, "ask with POST", codec, request_id, _ALLOW_POST)
         if isinstance(exc, Unauthorized):
             headers = b"WWW-Authenticate: Bearer\r\n"
             return self.problem(401, str(exc), codec, request_id, headers)
@@ -229,22 +234,8 @@ class Front:
     def problem(
         self, status: int, detail: str, codec: Codec, request_id: bytes, headers: bytes = b""
     ) -> Answer:
-        """Return an answer with a problem document."""
-        instance = f"{self._instance}#{request_id.decode()}"
-        body = encode_problem(problem(status, detail, instance), codec)
-        type_ = _PROBLEM_TYPES[codec]
-        lines = b"Content-Type: %b\r\nX-Request-ID: %b\r\n%b" % (type_, request_id, headers)
-        return status, lines, body
-
-    def _codec_of_error(self, request: Request) -> Codec:
-        """Return "msgpack" for a client that speaks nothing else."""
-        accept = request.fields.get(b"accept", b"")
-        wanted = accept + request.fields.get(b"content-type", b"")
-        return "msgpack" if b"msgpack" in wanted and b"json" not in accept else "json"
-
-    def _request_id(self, request: Request) -> bytes:
-        given = request.fields.get(b"x-request-id", b"")
-        return given if _SANE_ID.fullmatch(given) else os.urandom(16).hex().encode()
+        """Return an answer with a problem document about an inference."""
+        return _problem(status, detail, self._instance, codec, request_id, headers)
 
     # ------------------------------------------------------------------------ others
 
@@ -275,16 +266,15 @@ class Front:
 
     def _elsewhere(self, request: Request, path: bytes) -> Answer:
         if path != self._root:
-            return self.problem(404, "no such route", "json", self._request_id(request))
+            return _problem_elsewhere(404, "no such route", request.head)
         if request.method not in (b"GET", b"HEAD"):
             return self._wrong(request)
         return 200, b"Content-Type: application/json\r\n", to_json(self._home)
 
     def _wrong(self, request: Request) -> Answer:
         if request.method == b"OPTIONS":
-            return 200, b"Allow: GET, HEAD, OPTIONS\r\n", b""
-        headers = b"Allow: GET, HEAD\r\n"
-        return self.problem(405, "wrong method", "json", self._request_id(request), headers)
+            return 200, _ALLOW_GET, b""
+        return _problem_elsewhere(405, "ask with GET", request.head, _ALLOW_GET)
 
 
 class MethodNotAllowed(Exception):
@@ -319,8 +309,17 @@ class InferenceJob(Job):
     def __init__(
         self, id: str, request: Request, front: Front, terms: Terms, queued_at: float
     ) -> None:
-        body = request.body
-        Job.__init__(self, id, body, len(body), queued_at, queued_at + terms.timeout)
+        # What Job.__init__ does, too: a call less is a percent of all that a request takes here.
+        self.payload = body = request.body
+        self.id = id
+        self.size = len(body)
+        self.queued_at = queued_at
+        self.deadline = queued_at + terms.timeout
+        self.context = self.key = None
+        self.state = "new"
+        self.attempts = 0
+        self.released_at = 0.0
+        self.batch_size = 0
         self.request = request
         self.terms = terms
         self.front = front
@@ -402,9 +401,44 @@ def _authorize(header: bytes, key: bytes) -> None:
         raise Unauthorized("send the key of this service: Authorization: Bearer KEY")
 
 
-def _path(request: Request) -> bytes:
+def _refuse_encoding(encoding: bytes) -> None:
+    if encoding and encoding.lower() != b"identity":
+        name = encoding[:100].decode("latin-1")
+        raise UnsupportedMediaType(
+            f"content encoding {name!r} is not read here; send the body as it is"
+        )
+
+
+def _problem(
+    status: int, detail: str, path: str, codec: Codec, request_id: bytes, headers: bytes
+) -> Answer:
+    instance = f"{path}#{request_id.decode()}"
+    body = encode_problem(problem(status, detail, instance), codec)
+    type_ = _PROBLEM_TYPES[codec]
+    lines = b"Content-Type: %b\r\nX-Request-ID: %b\r\n%b" % (type_, request_id, headers)
+    return status, lines, body
+
+
+def _problem_elsewhere(status: int, detail: str, head: Head | None, headers: bytes = b"") -> Answer:
+    """Return an answer with a problem document about any request, even one without a head."""
+    path = quote(_path(head)) if head is not None else ""
+    return _problem(status, detail, path, _codec_of_error(head), _request_id(head), headers)
+
+
+def _codec_of_error(head: Head | None) -> Codec:
+    fields = head.fields if head is not None else {}
+    accept, sent = fields.get(b"accept", b""), fields.get(b"content-type", b"")
+    return problem_codec(accept.decode("latin-1"), sent.decode("latin-1"))
+
+
+def _request_id(head: Head | None) -> bytes:
+    given = head.fields.get(b"x-request-id", b"") if head is not None else b""
+    return given if _SANE_ID.fullmatch(given) else os.urandom(16).hex().encode()
+
+
+def _path(head: Head) -> bytes:
     """Return the path as WSGI servers hand it over: decoded, ``%6C`` is ``l``."""
-    path = request.target.partition(b"?")[0]
+    path = head.target.partition(b"?")[0]
     return unquote_to_bytes(path) if b"%" in path else path
 
 

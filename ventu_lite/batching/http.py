@@ -13,12 +13,13 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from ventu_lite.batching.http_body import Judge
 from ventu_lite.batching.http_connection import Connection
-from ventu_lite.batching.http_head import Heads
+from ventu_lite.batching.http_head import Head, Heads
 from ventu_lite.batching.http_request import Answer, Request
+from ventu_lite.problems import title_of
 
 try:
     import uvloop
@@ -29,6 +30,14 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Handler = Callable[[Request], None]
+
+
+class Refuse(Protocol):
+    """Makes the answer to what never reaches the handler."""
+
+    def __call__(self, status: int, detail: str, head: Head | None = None, /) -> Answer:
+        """Return the answer, from its status, the reason, and the head if that was read."""
+
 
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
 
@@ -82,9 +91,9 @@ class Limits:
         )
 
 
-def problem(status: int, detail: str) -> Answer:
+def problem(status: int, detail: str, head: Head | None = None, /) -> Answer:
     """Return the answer to a request that never reached the handler."""
-    body = {"type": "about:blank", "title": _REASONS[status], "status": status, "detail": detail}
+    body = {"type": "about:blank", "title": title_of(status), "status": status, "detail": detail}
     headers = b"Content-Type: application/problem+json\r\n"
     if status in (429, 503):
         headers += b"Retry-After: 1\r\n"
@@ -115,7 +124,7 @@ class HttpServer:
         *,
         limits: Limits | None = None,
         check: Callable[[Request], Answer | None] | None = None,
-        refuse: Callable[[int, str], Answer] = problem,
+        refuse: Refuse = problem,
     ) -> None:
         """Store what to serve.
 
@@ -125,7 +134,7 @@ class HttpServer:
             check: Asked when a head has come whose body has not; an answer is sent at once, and
                 the body is never read. A request that comes in one piece is not checked: the
                 handler has to do it.
-            refuse: Makes the answer to what never reaches ``handler``, from status and reason.
+            refuse: Makes the answer to what never reaches ``handler``.
         """
         self.handler = handler
         self.limits = limits or Limits()

@@ -144,7 +144,8 @@ class Connection(asyncio.Protocol):
                 if position == start:
                     break  # the head is not whole
         except Refused as exc:
-            self._refuse(self._server.refuse(exc.status, str(exc)))
+            head = self._incoming.head if self._incoming is not None else exc.head
+            self._refuse(self._server.refuse(exc.status, str(exc), head), head or _NO_HEAD)
         if position < size or self._is_reading_paused:
             self._keep(data[position:])
 
@@ -181,7 +182,7 @@ class Connection(asyncio.Protocol):
         head = server.heads.read(data[start:end])
         length = head.length
         if length > limits.max_body:
-            raise Refused(413, f"body of more than {limits.max_body} bytes")
+            raise Refused(413, f"body of more than {limits.max_body} bytes", head)
         self._phase = _IDLE
         request = Request(self, head)
         stop = end + length
@@ -255,14 +256,14 @@ class Connection(asyncio.Protocol):
         if server.held > server.limits.max_held:
             server.held -= len(request.body)
             request.body = b""  # the answer may wait long for its turn
-            request.respond(*server.refuse(429, _TOO_MUCH))
+            request.respond(*server.refuse(429, _TOO_MUCH, request.head))
             return
         try:
             server.handler(request)
         except Exception:
             log.exception("the handler failed on %r", request)
             if request.answer is None:
-                request.respond(*server.refuse(500, "internal error"))
+                request.respond(*server.refuse(500, "internal error", request.head))
 
     def _refuse(self, answer: Answer, head: Head = _NO_HEAD) -> None:
         """Answer, after all earlier ones, what cannot be read on; then listen no more."""

@@ -41,11 +41,13 @@ class Refused(ProtocolError):
 
     Attributes:
         status: The HTTP status to answer with.
+        head: Its head, if that could be read.
     """
 
-    def __init__(self, status: int, detail: str) -> None:
+    def __init__(self, status: int, detail: str, head: "Head | None" = None) -> None:
         super().__init__(detail)
         self.status = status
+        self.head = head
 
 
 class Head:

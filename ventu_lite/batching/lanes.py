@@ -143,7 +143,7 @@ class Lanes:
 
     def append(self, job: Job) -> Lane:
         """Put a waiting job at the end of its lane; return that lane."""
-        lane = self.of(job.key)
+        lane = self._by_key.get(job.key) or self.of(job.key)
         lane.append(job)
         self.count += 1
         return lane

@@ -61,12 +61,11 @@ class Arrivals:
         edges: Where bins begin, in seconds after the event; the last one has no end.
         counts: Jobs per bin since the event; the caller adds them.
         started_at: When the event was.
-        totals: Jobs expected from the event until each edge.
     """
 
     __slots__ = (
-        *("_counted", "_per_second", "_seen", "_widths"),
-        *("counts", "edges", "started_at", "totals"),
+        *("_counted", "_per_second", "_seen", "_totals", "_widths"),
+        *("counts", "edges", "started_at"),
     )
 
     _LEAST: Final = (
@@ -82,7 +81,7 @@ class Arrivals:
         self._counted = [0.0] * len(edges)
         self._seen = [0.0] * len(edges)
         self._per_second = [0.0] * len(edges)
-        self.totals = [0.0] * len(edges)
+        self._totals: list[float] = []
 
     def start(self, now: float) -> None:
         """Take note of the event."""
@@ -104,7 +103,15 @@ class Arrivals:
             jobs = (counted[n] + self._PRIOR * rate * width) / (seen[n] + self._PRIOR)
             self._per_second[n] = jobs / width
         self._per_second[-1] = rate
-        self.totals = list(accumulate(map(mul, self._per_second, self._widths), initial=0.0))
+        self._totals = []
+
+    @property
+    def totals(self) -> list[float]:
+        """Jobs expected from the event until each edge."""
+        if not self._totals:  # full batches go unasked
+            jobs = map(mul, self._per_second, self._widths)
+            self._totals = list(accumulate(jobs, initial=0.0))
+        return self._totals
 
     def until(self, elapsed: float) -> float:
         """Return how many jobs are expected from the event until so many seconds after it."""

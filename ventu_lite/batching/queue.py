@@ -172,8 +172,8 @@ class Queue(Generic[W]):
             ProtocolError: The worker has no batch, or not one with these ids. Nothing has changed.
                 Close its connection and call ``lose``.
         """
-        batch = self._workers.batch_for(worker, results)
-        answered = self._answer(batch, results)
+        batch, jobs = self._workers.batch_for(worker, results)
+        answered = self._answer(jobs, results.values())
         if len(results) < batch.size:
             self._try_again(batch, now)
         seconds = now - batch.released_at
@@ -300,12 +300,11 @@ class Queue(Generic[W]):
         self._policy_of(jobs).batch_released(len(jobs), now)
         return self._workers.give(jobs, reason, now, is_last_try=is_last_try)
 
-    def _answer(self, batch: Batch[W], results: Mapping[str, Any]) -> int:
-        """Finish the jobs that are still out; return how many."""
-        jobs, finished = batch.jobs, self._finished
+    def _answer(self, jobs: list[Job], results: Iterable[Any]) -> int:
+        """Finish the jobs that are still out with their results; return how many."""
+        finished = self._finished
         before = len(finished)
-        for id, result in results.items():
-            job = jobs[id]
+        for job, result in zip(jobs, results, strict=True):
             if job.state == "out":
                 job.state = "done"
                 job.payload = None

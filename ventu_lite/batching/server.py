@@ -84,7 +84,8 @@ class BatchingService:
         self.dispatcher = Dispatcher(queue, self.metrics, asyncio.get_running_loop())
         self.links = [self._make_links(address) for address in options.workers_at]
         front = self._make_front(make_status(self))
-        self._http = HttpServer(front.handle, limits=_limits(config, options), check=front.check)
+        limits = _limits(config, options)
+        self._http = HttpServer(front.handle, limits=limits, check=front.check, refuse=front.refuse)
         self._http_servers: list[asyncio.Server] = []
         self._worker_servers: list[asyncio.Server] = []
         self._unix_doors: list[UnixDoor] = []

@@ -81,8 +81,8 @@ class Workers(Generic[W]):
         batch = self.busy[worker] = Batch(worker, by_id, reason, now, size, is_last_try)
         return batch
 
-    def batch_for(self, worker: W, results: Mapping[str, Any]) -> Batch[W]:
-        """Return the batch that these results answer; nothing changes.
+    def batch_for(self, worker: W, results: Mapping[str, Any]) -> tuple[Batch[W], list[Job]]:
+        """Return the batch and the jobs that these results answer, in order; nothing changes.
 
         Raises:
             ProtocolError: The worker has no batch, or not one with these ids.
@@ -90,10 +90,10 @@ class Workers(Generic[W]):
         batch = self.busy.get(worker)
         if batch is None:
             raise ProtocolError("results while no batch is out")
-        if not results.keys() <= batch.jobs.keys():
-            unknown = next(id for id in results if id not in batch.jobs)
-            raise ProtocolError(f"result for {unknown!r}, which is not in the batch")
-        return batch
+        try:
+            return batch, list(map(batch.jobs.__getitem__, results))
+        except KeyError as exc:
+            raise ProtocolError(f"result for {exc}, which is not in the batch") from exc
 
     def finish(self, batch: Batch[W], now: float) -> None:
         """Make the worker of a batch idle again, unless that was its last."""

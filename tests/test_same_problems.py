@@ -1,0 +1,234 @@
+"""The same bytes get the same problem document from Flask and from ``serve``."""
+
+import json
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import urljoin
+
+import msgpack
+import pytest
+from processes import TIMEOUT, Server, flask_run, serve, short_directory
+
+APP = """
+from flask import abort
+from pydantic import BaseModel, Field
+from ventu_lite import Service
+
+class Request(BaseModel):
+    text: str = Field(min_length=2)
+
+service = Service("same", response=int, max_body=1000, api_key="key")
+
+@service.infer(batch=True)
+def infer(batch: list[Request]):
+    return [abort(418, "no coffee") if item.text == "tea" else 1 / 0 for item in batch]
+
+app = service.app
+"""
+
+JSON: Final = "Content-Type: application/json"
+MSGPACK: Final = "Content-Type: application/msgpack"
+CHUNKED: Final = "Transfer-Encoding: chunked"
+LARGE: Final = b'"%b"' % (b"a" * 2000)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One request, and what both answer.
+
+    Attributes:
+        status: The status.
+        detail: What the document begins its detail with.
+        body, fields, method, target: The request.
+        key: What it is let in with, "" for nothing.
+        allow: The methods that ``Allow`` names.
+        packed: Whether the document is msgpack.
+        from_worker: Whether ``serve`` only passes it on: its instance then has the id of the job,
+            under which the worker has logged it.
+    """
+
+    status: int
+    detail: str
+    body: bytes = b""
+    fields: tuple[str, ...] = (JSON,)
+    method: str = "POST"
+    target: str = "/inference"
+    key: str = "key"
+    allow: str = ""
+    packed: bool = False
+    from_worker: bool = False
+
+    def request(self) -> bytes:
+        """Return its bytes."""
+        lines = [
+            f"{self.method} {self.target} HTTP/1.1",
+            "Host: same",
+            "Connection: close",
+            "X-Request-ID: given",
+            *self.fields,
+        ]
+        if self.key:
+            lines.append(f"Authorization: Bearer {self.key}")
+        if CHUNKED not in self.fields:
+            lines.append(f"Content-Length: {len(self.body)}")
+        return "\r\n".join([*lines, "", ""]).encode() + self.body
+
+
+EMPTY: Final = "the body is empty, expected a request in "
+MISTAKEN: Final = "the body was read as "
+GET: Final = "GET, HEAD, OPTIONS"
+CASES = {
+    "no body": Case(400, EMPTY + "JSON", from_worker=True),
+    "no body of any type": Case(400, EMPTY + "JSON", fields=(), from_worker=True),
+    "no body in chunks": Case(400, EMPTY + "JSON", b"0\r\n\r\n", (JSON, CHUNKED), from_worker=True),
+    "blanks": Case(400, EMPTY + "JSON", b" \n", from_worker=True),
+    "no msgpack": Case(400, EMPTY + "msgpack", fields=(MSGPACK,), packed=True),
+    "half a body": Case(400, "the body is not valid JSON: EOF", b'{"text":', from_worker=True),
+    "msgpack as JSON": Case(400, MISTAKEN + "JSON", b"\x80"),
+    "JSON as msgpack": Case(400, MISTAKEN + "msgpack", b"{}", (MSGPACK,), packed=True),
+    "half a msgpack": Case(
+        400,
+        "the body is not valid msgpack",
+        b"\x81",
+        (MSGPACK,),
+        packed=True,
+        from_worker=True,
+    ),
+    "no time": Case(400, "X-Request-Timeout must be", b"{}", (JSON, "X-Request-Timeout: soon")),
+    "no key": Case(401, "send the key", b"{}", key=""),
+    "another key": Case(401, "send the key", b"{}", (MSGPACK,), key="k", packed=True),
+    "nowhere": Case(404, "no such route", method="GET", target="/nowhere?a=b"),
+    "nowhere in msgpack": Case(404, "no such route", fields=(MSGPACK,), target="/no", packed=True),
+    "nowhere, in other letters": Case(404, "no such route", target="/caf%C3%A9%20au%20lait"),
+    "GET": Case(405, "ask with POST", method="GET", allow="OPTIONS, POST"),
+    "PUT": Case(405, "ask with POST", b"{}", method="PUT", allow="OPTIONS, POST"),
+    "GET for msgpack": Case(
+        405,
+        "ask with POST",
+        fields=("Accept: application/msgpack",),
+        method="GET",
+        allow="OPTIONS, POST",
+        packed=True,
+    ),
+    "POST to health": Case(405, "ask with GET", b"{}", target="/health", allow=GET),
+    "POST to home": Case(405, "ask with GET", b"{}", target="/", allow=GET),
+    "POST to livez in msgpack": Case(
+        405, "ask with GET", fields=(MSGPACK,), target="/livez", allow=GET, packed=True
+    ),
+    "a page wanted": Case(
+        406, "nothing that you accept is written here", b"{}", (JSON, "Accept: text/html")
+    ),
+    "too large": Case(413, "body of more than 1000 bytes", LARGE),
+    "too large in chunks": Case(
+        413,
+        "body of more than 1000 bytes",
+        b"%x\r\n%b\r\n0\r\n\r\n" % (len(LARGE), LARGE),
+        (JSON, CHUNKED),
+    ),
+    "too large for msgpack": Case(
+        413, "body of more than 1000 bytes", LARGE, (MSGPACK,), packed=True
+    ),
+    "plain text": Case(
+        415, "content type 'text/plain' is not read here", b"a", ("Content-Type: text/plain",)
+    ),
+    "another charset": Case(
+        415, "charset 'latin-1' is not read", b"{}", (JSON + "; charset=latin-1",)
+    ),
+    "zipped": Case(
+        415, "content encoding 'gzip' is not read", b"{}", (JSON, "Content-Encoding: gzip")
+    ),
+    "what a stage says": Case(418, "no coffee", b'{"text": "tea"}', from_worker=True),
+    "no field": Case(422, "1 field does not fit", b"{}", from_worker=True),
+    "no field in msgpack": Case(
+        422, "1 field does not fit", b"\x80", (MSGPACK,), packed=True, from_worker=True
+    ),
+    "a stage that fails": Case(500, "the service failed", b'{"text": "ab"}', from_worker=True),
+}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a server said: the status, the headers by lower-case name, the problem document."""
+
+    status: int
+    headers: dict[str, str]
+    document: dict[str, Any]
+
+    @property
+    def allow(self) -> str:
+        return ", ".join(sorted(self.headers.get("allow", "").split(", ")))
+
+
+def ask(server: Server, request: bytes) -> Answer:
+    """Send bytes, read until the server closes."""
+    with socket.create_connection(("127.0.0.1", server.port), TIMEOUT) as sock:
+        sock.sendall(request)
+        data = b"".join(iter(lambda: sock.recv(65536), b""))
+    head, _, body = data.partition(b"\r\n\r\n")
+    line, *lines = head.decode("latin-1").split("\r\n")
+    pairs = (field.partition(":") for field in lines)
+    headers = {name.lower(): value.strip() for name, _, value in pairs}
+    is_packed = headers["content-type"] == "application/msgpack"
+    document = msgpack.unpackb(body) if is_packed else json.loads(body)
+    return Answer(int(line.split()[1]), headers, document)
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[tuple[Server, Server]]:
+    with short_directory() as directory:
+        (directory / "app.py").write_text(APP)
+        with (
+            flask_run("app.py", cwd=directory) as flask,
+            serve("app.py", "--workers=1", cwd=directory) as front,
+        ):
+            front.process.wait_for("ready on")
+            yield flask, front
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_both_say_the_same(servers: tuple[Server, Server], case: Case) -> None:
+    flask, front = (ask(server, case.request()) for server in servers)
+    instances = [urljoin(case.target, answer.document.pop("instance")) for answer in (flask, front)]
+    path, _, id = instances[0].partition("#")
+    assert id == "given"
+    assert instances[1].partition("#")[0] == path == case.target.partition("?")[0]
+    if not case.from_worker:
+        assert instances[1] == instances[0]
+    for answer in (flask, front):
+        assert answer.status == answer.document["status"] == case.status
+        assert answer.headers["x-request-id"] == "given"
+        kind = "application/msgpack" if case.packed else "application/problem+json"
+        assert answer.headers["content-type"] == kind
+        assert answer.allow == case.allow
+        assert answer.document["detail"].startswith(case.detail)
+    assert ("www-authenticate" in flask.headers) == ("www-authenticate" in front.headers)
+    if case.status == 406:  # `serve` can only answer in the codec of the request
+        del flask.document["detail"], front.document["detail"]
+    assert flask.document == front.document
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "title"),
+    [
+        pytest.param(b"GET / HTTP/1.1\r\n\r\n", 400, "Bad Request", id="no host"),
+        pytest.param(b"\x16\x03\x01", 400, "Bad Request", id="TLS"),
+        pytest.param(b"GET /" + b"a" * 9000, 414, "URI Too Long", id="endless line"),
+        pytest.param(
+            b"GET / HTTP/1.1\r\nX: " + b"a" * 40_000,
+            431,
+            "Request Header Fields Too Large",
+            id="endless head",
+        ),
+    ],
+)
+def test_what_has_no_head_gets_a_whole_document(
+    servers: tuple[Server, Server], request_: bytes, status: int, title: str
+) -> None:
+    """Of ``serve`` alone: a WSGI server answers that in its own words."""
+    answer = ask(servers[1], request_)
+    document = answer.document
+    assert (answer.status, document["status"], document["title"]) == (status, status, title)
+    assert document["instance"] == f"#{answer.headers['x-request-id']}"
+    assert len(answer.headers["x-request-id"]) == 32

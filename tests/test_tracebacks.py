@@ -1,0 +1,130 @@
+"""What is left of a traceback for the user, and the place in his code that it names."""
+
+import traceback
+from collections.abc import Callable
+
+import pytest
+
+from ventu_lite import RegistrationError, Service, VentuError
+from ventu_lite.tracebacks import beginning_with_the_users, first_place_of, in_one_line, place_of
+
+
+def caught(fn: Callable[[], object]) -> BaseException:
+    """Return what a function raises, as a command catches it: from its own frame on."""
+    try:
+        as_ours(fn)
+    except BaseException as exc:
+        return exc
+    raise AssertionError("nothing was raised")
+
+
+def as_ours(fn: Callable[[], object]) -> None:
+    """Call a function from a frame of ours."""
+    exec(OURS, {"__name__": "ventu_lite.cli", "fn": fn})
+
+
+OURS = compile("fn()", "/ours/cli.py", "exec")
+
+
+def fail() -> None:
+    raise KeyError("mine")
+
+
+def outer() -> None:
+    fail()
+
+
+def line_of(fn: Callable[[], object], offset: int = 1) -> str:
+    return f"{__file__}:{fn.__code__.co_firstlineno + offset}"
+
+
+def misuse() -> None:
+    Service("x", no_such_setting=1)
+
+
+def test_the_place_is_the_last_line_of_the_user() -> None:
+    exc = caught(misuse)
+    assert isinstance(exc, RegistrationError)
+    assert place_of(exc) == line_of(misuse)
+    assert place_of(caught(outer)) == line_of(fail)
+    assert first_place_of(caught(outer)).startswith(f"{__file__}:")
+
+
+def test_the_place_of_a_syntax_error_is_its_own() -> None:
+    assert place_of(caught(lambda: compile("\n1 +", "model.py", "exec"))) == "model.py:2"
+
+
+def test_what_was_never_in_the_users_code_has_no_place() -> None:
+    exc = KeyError("x")
+    assert (place_of(exc), first_place_of(exc)) == ("", "")
+    assert in_one_line(exc) == "KeyError: 'x'"
+
+
+@pytest.mark.parametrize(
+    ("exc", "said"),
+    [
+        (OSError("two\n lines"), "OSError: two lines"),
+        (VentuError("ours, in a sentence"), "ours, in a sentence"),
+        (VentuError("x" * 1000), "x" * 300),
+    ],
+)
+def test_one_line_is_one_line_and_no_page(exc: Exception, said: str) -> None:
+    assert in_one_line(exc) == said
+
+
+def test_one_line_names_the_place_of_the_cause() -> None:
+    cause = caught(fail)
+    exc = VentuError("warm-up failed")
+    exc.__cause__ = cause
+    assert in_one_line(exc) == f"warm-up failed ({line_of(fail)})"
+
+
+def shown(exc: BaseException) -> str:
+    return "".join(traceback.format_exception(beginning_with_the_users(exc)))
+
+
+def test_frames_of_ours_that_led_to_the_user_are_left_out() -> None:
+    text = shown(caught_by_us(outer))
+    assert "/ours/cli.py" not in text
+    assert text.index("in outer") < text.index("in fail")
+
+
+def caught_by_us(fn: Callable[[], object]) -> BaseException:
+    """Return what a function raises, without the frames of this file that called ours."""
+    exc = caught(fn)
+    step = exc.__traceback__
+    while step is not None and step.tb_frame.f_code is not OURS:
+        step = step.tb_next
+    return exc.with_traceback(step)
+
+
+def test_frames_of_ours_after_those_of_the_user_are_kept() -> None:
+    text = shown(caught_by_us(misuse))
+    assert "/ours/cli.py" not in text
+    assert "ventu_lite/service.py" in text
+
+
+def test_an_error_of_ours_alone_is_shown_with_the_users_as_its_cause() -> None:
+    exc = VentuError("warm-up failed")
+    exc.__cause__ = caught_by_us(fail)
+    text = shown(exc)
+    assert text.startswith("Traceback (most recent call last)")
+    assert text.endswith("direct cause of the following exception:\n\n" + last_line(exc))
+    assert "in fail" in text and "/ours/cli.py" not in text
+
+
+def last_line(exc: BaseException) -> str:
+    return traceback.format_exception_only(exc)[-1]
+
+
+def test_a_fault_of_ours_keeps_all_its_frames() -> None:
+    exc = caught_by_us(fail)
+    assert exc.__traceback__ is not None
+    exc.__traceback__.tb_next = None  # as if it was raised there
+    assert "/ours/cli.py" in shown(exc)
+
+
+def test_a_circle_of_causes_ends() -> None:
+    first, second = KeyError("first"), KeyError("second")
+    first.__cause__, second.__cause__ = second, first
+    assert place_of(first) == ""
