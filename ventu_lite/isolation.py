@@ -149,6 +149,8 @@ class BatchInfer:
         results = list(returned)
         if len(results) != len(items):
             raise BatchSizeError(f"infer got {len(items)} items, returned {len(results)} results")
+        if not any(issubclass(kind, BaseException) for kind in set(map(type, results))):
+            return results
         return [Rejected.of(r) if isinstance(r, BaseException) else r for r in results]
 
 

@@ -1,8 +1,9 @@
 """What becomes of one item: its bytes, or a ``Rejected`` that stays at the item's own place."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, final
 
 from werkzeug.exceptions import HTTPException
 
@@ -50,6 +51,7 @@ class InferenceFailed(HTTPException):
         return headers
 
 
+@final
 @dataclass(frozen=True, slots=True)
 class Rejected:
     """One job failed; the others did not.
@@ -109,3 +111,8 @@ class Rejected:
         if status is None or not 400 <= status <= 599:
             return cls(500, UNEXPECTED, "failed", exc)
         return cls(status, str(exc.description or ""), "failed", exc)
+
+
+def count_rejected(items: Iterable[object]) -> int:
+    """Return how many of them are a ``Rejected``: mostly none, and nearly for nothing."""
+    return list(map(type, items)).count(Rejected)

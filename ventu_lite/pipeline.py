@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from .codecs import sniff
 from .config import Codec
-from .outcomes import Rejected
+from .outcomes import Rejected, count_rejected
 from .validation import Schema
 
 Outcome = bytes | Rejected
@@ -103,13 +103,10 @@ class Pipeline:
 
     def infer_prepared(self, prepared: Sequence[Any]) -> list[Any]:
         """Return one result for each item, passing those over that were rejected before."""
+        if not count_rejected(prepared):
+            return self.infer(prepared) if prepared else []
         items = [item for item in prepared if not isinstance(item, Rejected)]
-        if not items:
-            return list(prepared)
-        results = self.infer(items)
-        if len(items) == len(prepared):
-            return results
-        remaining = iter(results)
+        remaining = iter(self.infer(items) if items else [])
         return [item if isinstance(item, Rejected) else next(remaining) for item in prepared]
 
     def run(self, payloads: Sequence[bytes], codec: Codec | None = None) -> Run:
@@ -132,5 +129,5 @@ class Pipeline:
             preprocess=prepared_at - started,
             infer=inferred_at - prepared_at,
             postprocess=clock() - inferred_at,
-            batch_size=sum(not isinstance(item, Rejected) for item in prepared),
+            batch_size=len(prepared) - count_rejected(prepared),
         )
