@@ -117,7 +117,7 @@ class Pipeline:
             codec: The codec of all of them; ``None`` to tell each by its first byte.
         """
         clock = self.clock
-        codecs = [codec or sniff(payload) for payload in payloads]
+        codecs = list(map(sniff, payloads)) if codec is None else [codec] * len(payloads)
         started = clock()
         prepared = list(map(self.prepare, payloads, codecs))
         prepared_at = clock()
