@@ -52,6 +52,10 @@ CORE = [
     "batching.workers",
     "batching.queue",
     "batching.tally",
+    "batching.http_head",
+    "batching.http_request",
+    "batching.terms",
+    "batching.refusals",
 ]
 BANNED = {
     "asyncio",

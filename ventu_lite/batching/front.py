@@ -1,46 +1,29 @@
 """The HTTP side of the batching service: requests become jobs, results become answers."""
 
-import hmac
 import math
 import os
-import re
 from collections.abc import Callable
-from functools import lru_cache
-from typing import Any, Final, NamedTuple, Protocol
-from urllib.parse import parse_qs, quote, unquote_to_bytes
+from typing import Any, Final, Protocol
+from urllib.parse import parse_qs, unquote_to_bytes
 
 from pydantic_core import to_json
 
-from ..codecs import MEDIA_TYPE, PROBLEM_TYPE, request_codec, response_type, sniff
+from ..codecs import MEDIA_TYPE, sniff
 from ..config import Codec, CodecSetting, Config
-from ..errors import (
-    MalformedPayload,
-    PayloadError,
-    Unavailable,
-    UnsupportedMediaType,
-    VentuError,
-)
-from ..problems import encode_problem, problem, problem_codec
+from ..errors import PayloadError, Unavailable, VentuError
 from .dispatcher import Dispatcher
-from .http_connection import Answer
-from .http_head import Head
-from .http_request import Request, encode_headers
+from .http_request import Answer, Request, encode_headers
 from .jobs import Failure, Job
+from .refusals import PROBLEM_TYPES, no_such_route, only_get, problem_answer, refusal
 from .tally import FrontMetrics
+from .terms import Terms, TermsReader, path_of, sniffed
 
 _FIRST_SERIAL: Final = 10**11  # so that each has twelve digits
-_SANE_ID: Final = re.compile(rb"[A-Za-z0-9._:/+=@~-]{1,128}")
 _NO_STORE: Final = b"Cache-Control: no-store\r\n"
 # What is told of the jobs of one batch that came in one moment: that moment, what the worker took
 # (another object for each batch), seconds from then to the answer, the header line.
 _Told = tuple[float, bytes, float, bytes]
-_ALLOW_POST: Final = b"Allow: OPTIONS, POST\r\n"
-_ALLOW_GET: Final = b"Allow: GET, HEAD, OPTIONS\r\n"
 _PROBES: Final = (b"/health", b"/livez", b"/readyz", b"/metrics")
-
-
-class Unauthorized(VentuError):
-    """The API key is missing or wrong."""
 
 
 class Status(Protocol):
@@ -87,9 +70,7 @@ class Front:
         self.metrics = metrics
         self.dispatcher = dispatcher
         self._setting: CodecSetting = config.codec
-        self._timeout = config.timeout
-        key = config.api_key
-        self._api_key = key.get_secret_value().encode() if key else None
+        self._reader = TermsReader(config)
         self._status = status
         self._fallback = fallback
         self._home = home or {}
@@ -112,7 +93,7 @@ class Front:
         job = InferenceJob(f"{self._id_prefix}{serial}", request, self, terms, now)
         try:
             if self._setting == "auto" and (codec := sniff(request.body)) != terms.codec:
-                job.terms = self._sniffed(request, terms, codec)
+                job.terms = sniffed(terms, request.head, request.body, codec)
             self.dispatcher.add(job)
         except VentuError as exc:
             self._refuse(request, exc, now, job.request_id)
@@ -121,29 +102,24 @@ class Front:
 
     def check(self, request: Request) -> Answer | None:
         """Return the answer to a request whose body is not worth reading, else ``None``."""
-        path = _path(request.head)
+        path = path_of(request.head)
         if path == self._inference:
             try:
-                self._terms(request.head)
-            except (VentuError, MethodNotAllowed) as exc:
-                return self._refusal(exc, request)
+                self._reader.read(request.head)
+            except VentuError as exc:
+                return refusal(exc, self._instance, request.head)
             return None
         if request.method in (b"GET", b"HEAD"):
             return None
         if path in self._probes:
-            return self._wrong(request)
+            return only_get(request.head)
         return self._elsewhere(request, path) if self._fallback is None else None
-
-    def refuse(self, status: int, detail: str, head: Head | None = None, /) -> Answer:
-        """Return the answer to a request that cannot be read on, whatever its route."""
-        headers = b"Retry-After: 1\r\n" if status in (429, 503) else b""
-        return _problem_elsewhere(status, detail, head, headers)
 
     # --------------------------------------------------------------------- inference
 
     def _route(self, request: Request) -> None:
         """Answer a request whose head was not seen before, or is not that of an inference."""
-        path = _path(request.head)
+        path = path_of(request.head)
         if path == self._inference:
             self._learn_and_infer(request)
         elif path in self._probes:
@@ -155,46 +131,11 @@ class Front:
 
     def _learn_and_infer(self, request: Request) -> None:
         try:
-            request.head.note = self._terms(request.head)
-        except (VentuError, MethodNotAllowed) as exc:
+            request.head.note = self._reader.read(request.head)
+        except VentuError as exc:
             self._refuse(request, exc, self.clock())
         else:
             self.handle(request)
-
-    def _terms(self, head: Head) -> "Terms":
-        """Return what a head says of an inference.
-
-        Raises:
-            VentuError, MethodNotAllowed: It cannot be answered, whatever its body.
-        """
-        fields = head.fields
-        if head.method != b"POST":
-            raise MethodNotAllowed
-        if self._api_key is not None:
-            _authorize(fields.get(b"authorization", b""), self._api_key)
-        content_type = fields.get(b"content-type", b"")
-        codec = request_codec(content_type.decode("latin-1"), self._setting)
-        _refuse_encoding(fields.get(b"content-encoding", b""))
-        if codec is not None and b"accept" in fields:
-            _check_accept(fields[b"accept"], codec, self._setting)
-        timeout = self._timeout
-        if b"x-request-timeout" in fields:
-            timeout = min(timeout, _seconds(fields[b"x-request-timeout"]))
-        request_id = fields.get(b"x-request-id", b"")
-        return Terms(codec, timeout, request_id if _SANE_ID.fullmatch(request_id) else None)
-
-    def _sniffed(self, request: Request, terms: "Terms", codec: Codec) -> "Terms":
-        """Return the terms of a request whose body tells its codec.
-
-        Raises:
-            PayloadError: Its content type tells another, and a worker would believe the body; or
-                the client does not accept an answer in that codec.
-        """
-        if terms.codec is not None:
-            failure = MalformedPayload.mistaken if request.body else MalformedPayload.empty
-            raise failure(terms.codec)
-        _check_accept(request.fields.get(b"accept", b""), codec, self._setting)
-        return terms._replace(codec=codec)
 
     def tell(self, job: "InferenceJob", timing: bytes) -> "_Told":
         """Return what is told of all jobs of a batch that came in one moment."""
@@ -210,38 +151,19 @@ class Front:
     ) -> None:
         if isinstance(exc, (Unavailable, PayloadError)):
             self.metrics.rejected["full" if exc.status == 429 else "invalid"] += 1
-        answer = self._refusal(exc, request, request_id)
+        answer = refusal(exc, self._instance, request.head, request_id)
         self.metrics.request(answer[0], self.clock() - arrived_at)
         request.respond(*answer)
 
-    def _refusal(self, exc: Exception, request: Request, request_id: bytes = b"") -> Answer:
-        """Return the answer for an exception."""
-        codec = _codec_of_error(request.head)
-        request_id = request_id or _request_id(request.head)
-        if isinstance(exc, MethodNotAllowed) and request.method == b"OPTIONS":
-            return 200, _ALLOW_POST, b""
-        if isinstance(exc, MethodNotAllowed):
-            return self.problem(405, "ask with POST", codec, request_id, _ALLOW_POST)
-        if isinstance(exc, Unauthorized):
-            headers = b"WWW-Authenticate: Bearer\r\n"
-            return self.problem(401, str(exc), codec, request_id, headers)
-        headers = b""
-        if isinstance(exc, Unavailable) and exc.retry_after is not None:
-            headers = b"Retry-After: %d\r\n" % math.ceil(exc.retry_after)
-        status = exc.status if isinstance(exc, (Unavailable, PayloadError)) else 500
-        return self.problem(status, str(exc), codec, request_id, headers)
-
-    def problem(
-        self, status: int, detail: str, codec: Codec, request_id: bytes, headers: bytes = b""
-    ) -> Answer:
+    def problem(self, status: int, detail: str, codec: Codec, request_id: bytes) -> Answer:
         """Return an answer with a problem document about an inference."""
-        return _problem(status, detail, self._instance, codec, request_id, headers)
+        return problem_answer(status, detail, self._instance, codec, request_id)
 
     # ------------------------------------------------------------------------ others
 
     def _probe(self, request: Request, name: str) -> None:
         if request.method not in (b"GET", b"HEAD"):
-            request.respond(*self._wrong(request))
+            request.respond(*only_get(request.head))
         elif name == "livez":
             _respond_json(request, 200, {"status": "alive"})
         elif name == "readyz":
@@ -266,33 +188,10 @@ class Front:
 
     def _elsewhere(self, request: Request, path: bytes) -> Answer:
         if path != self._root:
-            return _problem_elsewhere(404, "no such route", request.head)
+            return no_such_route(request.head)
         if request.method not in (b"GET", b"HEAD"):
-            return self._wrong(request)
+            return only_get(request.head)
         return 200, b"Content-Type: application/json\r\n", to_json(self._home)
-
-    def _wrong(self, request: Request) -> Answer:
-        if request.method == b"OPTIONS":
-            return 200, _ALLOW_GET, b""
-        return _problem_elsewhere(405, "ask with GET", request.head, _ALLOW_GET)
-
-
-class MethodNotAllowed(Exception):
-    """The route exists, but not for this method."""
-
-
-class Terms(NamedTuple):
-    """What a head says of an inference.
-
-    Attributes:
-        codec: Of the body; ``None`` if its first byte has to tell.
-        timeout: Seconds that the client waits.
-        request_id: That of the client, if it gave a sane one.
-    """
-
-    codec: Codec | None
-    timeout: float
-    request_id: bytes | None
 
 
 class InferenceJob(Job):
@@ -355,7 +254,7 @@ class InferenceJob(Job):
             request.respond(*front.problem(status, detail, codec, self.request_id))
             return
         lines = b"Content-Type: %b\r\nX-Request-ID: %b\r\n"
-        request.respond(status, lines % (_PROBLEM_TYPES[codec], self.request_id), body)
+        request.respond(status, lines % (PROBLEM_TYPES[codec], self.request_id), body)
 
     def failed(self, failure: Failure) -> None:
         """Say that no worker answered."""
@@ -375,81 +274,12 @@ _TYPES: Final[dict[Codec | None, bytes]] = {
     codec: b"Content-Type: %b\r\nX-Request-ID: " % media_type.encode()
     for codec, media_type in MEDIA_TYPE.items()
 }
-_PROBLEM_TYPES: Final = {codec: type_.encode() for codec, type_ in PROBLEM_TYPE.items()}
 
 
 def _id_prefix() -> str:
     """Return the part of the job ids that tells this process from any other, as in a UUID 4."""
     digits = os.urandom(12).hex()
     return f"{digits[:8]}-{digits[8:12]}-4{digits[12:15]}-8{digits[15:18]}-"
-
-
-@lru_cache(maxsize=128)
-def _check_accept(accept: bytes, codec: Codec, setting: CodecSetting) -> None:
-    """Refuse an ``Accept`` that excludes the codec of the request: a worker answers in that.
-
-    Raises:
-        PayloadError: It does.
-    """
-    if accept:
-        response_type(accept.decode("latin-1"), MEDIA_TYPE[codec], codec)
-
-
-def _authorize(header: bytes, key: bytes) -> None:
-    scheme, _, given = header.partition(b" ")
-    if scheme.lower() != b"bearer" or not hmac.compare_digest(given.strip(), key):
-        raise Unauthorized("send the key of this service: Authorization: Bearer KEY")
-
-
-def _refuse_encoding(encoding: bytes) -> None:
-    if encoding and encoding.lower() != b"identity":
-        name = encoding[:100].decode("latin-1")
-        raise UnsupportedMediaType(
-            f"content encoding {name!r} is not read here; send the body as it is"
-        )
-
-
-def _problem(
-    status: int, detail: str, path: str, codec: Codec, request_id: bytes, headers: bytes
-) -> Answer:
-    instance = f"{path}#{request_id.decode()}"
-    body = encode_problem(problem(status, detail, instance), codec)
-    type_ = _PROBLEM_TYPES[codec]
-    lines = b"Content-Type: %b\r\nX-Request-ID: %b\r\n%b" % (type_, request_id, headers)
-    return status, lines, body
-
-
-def _problem_elsewhere(status: int, detail: str, head: Head | None, headers: bytes = b"") -> Answer:
-    """Return an answer with a problem document about any request, even one without a head."""
-    path = quote(_path(head)) if head is not None else ""
-    return _problem(status, detail, path, _codec_of_error(head), _request_id(head), headers)
-
-
-def _codec_of_error(head: Head | None) -> Codec:
-    fields = head.fields if head is not None else {}
-    accept, sent = fields.get(b"accept", b""), fields.get(b"content-type", b"")
-    return problem_codec(accept.decode("latin-1"), sent.decode("latin-1"))
-
-
-def _request_id(head: Head | None) -> bytes:
-    given = head.fields.get(b"x-request-id", b"") if head is not None else b""
-    return given if _SANE_ID.fullmatch(given) else os.urandom(16).hex().encode()
-
-
-def _path(head: Head) -> bytes:
-    """Return the path as WSGI servers hand it over: decoded, ``%6C`` is ``l``."""
-    path = head.target.partition(b"?")[0]
-    return unquote_to_bytes(path) if b"%" in path else path
-
-
-def _seconds(header: bytes) -> float:
-    try:
-        seconds = 0.0 if b"_" in header else float(header)  # Python alone reads 1_000
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < math.inf:
-        raise MalformedPayload("X-Request-Timeout must be a positive number of seconds")
-    return seconds
 
 
 def _respond_json(request: Request, status: int, body: dict[str, str]) -> None:

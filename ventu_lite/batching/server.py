@@ -19,6 +19,7 @@ from .http_request import Request
 from .links import Links, WorkerLink, log_change
 from .listeners import BACKLOG, UnixDoor, clients_that_fit, listen_tcp
 from .queue import Queue
+from .refusals import unreadable
 from .tally import FrontMetrics
 
 log = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ class BatchingService:
         self.links = [self._make_links(address) for address in options.workers_at]
         front = self._make_front(make_status(self))
         limits = _limits(config, options)
-        self._http = HttpServer(front.handle, limits=limits, check=front.check, refuse=front.refuse)
+        self._http = HttpServer(front.handle, limits=limits, check=front.check, refuse=unreadable)
         self._http_servers: list[asyncio.Server] = []
         self._worker_servers: list[asyncio.Server] = []
         self._unix_doors: list[UnixDoor] = []
