@@ -246,7 +246,8 @@ def test_what_is_no_proof_ends_a_connection_without_a_word(directory: Path, how:
         complaints = len(answers) + 2
         until(lambda: server.process.output.count("broke the protocol") == complaints)
         first.say(right)
-        with ThreadPoolExecutor(2) as pool:  # it is a worker now, beside the honest one
+        server.process.wait_for("is ready", count=2)
+        with ThreadPoolExecutor(1) as pool:  # the second goes to the one that is idle longer
             asked = [pool.submit(server.infer, b'"x"') for _ in range(2)]
             assert set(first.hear().values()) == {b'"x"'}
             first.sock.close()
