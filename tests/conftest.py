@@ -24,6 +24,7 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.upper().startswith("VENTU_"):
             monkeypatch.delenv(name)
+    monkeypatch.delenv("FLASK_RUN_FROM_CLI", raising=False)  # flask's command leaves it behind
 
 
 @pytest.fixture

@@ -174,8 +174,8 @@ def test_the_report_is_a_table() -> None:
         "batch size    ms/batch     ms/item     items/s",
         "         2       4.000       2.000         500",
         "         4       0.000       0.000         inf",
-        "note: be careful",
         "BROKEN: it lies",
+        "note: be careful",
         "the contract is broken",
     ]
 

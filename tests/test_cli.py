@@ -315,6 +315,18 @@ def test_a_syntax_error_is_shown_without_what_led_to_it(invoke: Invoke) -> None:
             r"\S+/app.py:2: service 'x' has no model call. Decorate it: @service.infer, or .*",
             id="no model call",
         ),
+        pytest.param(
+            "from ventu_lite import Service\n"
+            "app = Service('x', request=str, response=int, examples=['a']).app",
+            r"\S+/app.py:2: service 'x' has no model call. Decorate it: .* above the line .*",
+            id="no model call yet",
+        ),
+        pytest.param(
+            "from ventu_lite import Service\nservice = Service('x')\n"
+            "@service.infer(batch=True)\ndef f(texts: str) -> list[int]: ...\napp = service.app",
+            r"\S+/app.py:5: .* of f \(\S+\) says str, but a batch function has a list there.*",
+            id="no list",
+        ),
     ],
 )
 def test_a_service_that_cannot_be_composed_is_told_in_one_line(
@@ -322,6 +334,34 @@ def test_a_service_that_cannot_be_composed_is_told_in_one_line(
 ) -> None:
     invoke.file("app.py", text)
     assert re.fullmatch(said, refused(invoke(*WORKER)))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        pytest.param(
+            "class Service:\n    def load(self, path): ...\nService().load()",
+            "TypeError: Service.load() missing 1 required positional argument: 'path'\n",
+            id="a class of the same name",
+        ),
+        pytest.param(
+            "class Service:\n    def predict(self): ...\nService().predict(1)",
+            "TypeError: Service.predict() takes 1 positional argument but 2 were given\n",
+            id="a method of the same name",
+        ),
+        pytest.param(
+            "raise ModuleNotFoundError('pip install foo')",
+            "Error: {app}:1: this import of the app fails: pip install foo\n",
+            id="an import that says what to do",
+        ),
+    ],
+)
+def test_what_only_looks_like_a_misuse_is_told_as_it_is(
+    invoke: Invoke, text: str, said: str
+) -> None:
+    invoke.file("app.py", text)
+    output = invoke(*WORKER).output
+    assert output.endswith(said.format(app=os.path.realpath("app.py")))
 
 
 def test_a_service_that_is_used_wrongly_has_its_traceback_for_debugging(directory: Path) -> None:

@@ -288,7 +288,7 @@ def test_a_body_of_many_containers_takes_no_more_than_one_of_json_may(element: b
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert peak < 48 * limit
+    assert peak < 56 * limit  # on Python 3.10, where a map of one takes a quarter more
 
 
 @pytest.mark.parametrize(
@@ -400,3 +400,8 @@ def test_torch_tensors_are_lists(shape: tuple[int, ...]) -> None:
     torch = pytest.importorskip("torch")
     tensor = torch.ones(shape, requires_grad=True)
     assert msgpack.unpackb(pack({"a": tensor})) == {"a": np.ones(shape).tolist()}
+
+
+def test_no_time_is_spent_on_a_long_accept() -> None:
+    with pytest.raises(NotAcceptable, match="more than 1000 characters is not read"):
+        response_type("a/b," * 300 + "application/json", "application/json", "auto")

@@ -343,7 +343,7 @@ def test_compose_parts_meet() -> None:
     assert batching.parse()["tcp"] == f"0.0.0.0:{WORKERS}"
     assert worker.parse()["tcp"] == f"batching:{WORKERS}"
     assert worker.parse()["metrics_port"] == METRICS
-    assert parts["worker"]["healthcheck"]["test"][-2:] == [str(METRICS), "/metrics"]
+    assert parts["worker"]["healthcheck"]["test"][-2:] == [str(METRICS), "/livez"]
     assert set(parts["worker"]["networks"]) < set(parts["batching"]["networks"])
     secrets = {part["environment"]["VENTU_WORKER_SECRET"] for part in parts.values()}
     assert len(secrets) == 1
@@ -435,7 +435,11 @@ class TestPods:
             }
             assert set(paths.values()) <= routes()
         else:
-            assert paths == {"startupProbe": "/metrics", "livenessProbe": "/metrics"}
+            assert paths == {
+                "startupProbe": "/livez",
+                "livenessProbe": "/livez",
+                "readinessProbe": "/readyz",
+            }
 
     def test_ports_are_those_of_the_command(self, path: Path, name: str) -> None:
         container = container_of(pods(path)[name])

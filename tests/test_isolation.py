@@ -323,9 +323,9 @@ def test_rows_of_an_array_are_results() -> None:
 @pytest.mark.parametrize(
     ("returned", "message"),
     [
-        pytest.param([1], "infer got 2 items, returned 1 results", id="too few"),
-        pytest.param([1, 2, 3], "infer got 2 items, returned 3 results", id="too many"),
-        pytest.param(iter([1]), "infer got 2 items, returned 1 results", id="generator"),
+        pytest.param([1], "infer got 2 item(s), returned 1 result(s); ", id="too few"),
+        pytest.param([1, 2, 3], "infer got 2 item(s), returned 3 result(s); ", id="too many"),
+        pytest.param(iter([1]), "infer got 2 item(s), returned 1 result(s); ", id="generator"),
         pytest.param({"a": 1, "b": 2}, "returned a dict; return a list", id="dict"),
         pytest.param(UserDict(a=1, b=2), "returned a UserDict;", id="like a dict"),
         pytest.param("ab", "returned a str;", id="str"),

@@ -1,5 +1,6 @@
 """What is left of a traceback for the user, and the place in his code that it names."""
 
+import sys
 import traceback
 from collections.abc import Callable
 
@@ -128,3 +129,10 @@ def test_a_circle_of_causes_ends() -> None:
     first, second = KeyError("first"), KeyError("second")
     first.__cause__, second.__cause__ = second, first
     assert place_of(first) == ""
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="notes came with Python 3.11")
+def test_a_note_does_not_hide_what_was_raised() -> None:
+    exc = ValueError("real reason")
+    getattr(exc, "add_note")("see the manual")  # noqa: B009  # the types are those of 3.10
+    assert in_one_line(exc) == "ValueError: real reason"

@@ -68,7 +68,9 @@ def response_of(status: int, said: bytes | str, codec: Codec, schema: Schema) ->
             return schema.parse(said, codec)
         document = dict(unpack(said) if codec == "msgpack" else from_json(said))
         extra = {name: value for name, value in document.items() if name not in _COMMON}
-        return InferenceFailed(status, str(document["detail"]), extra)
+        failure = InferenceFailed(status, str(document["detail"]), extra)
+        failure.job = str(document.get("instance", "")).rpartition("#")[2]
+        return failure
     except Exception as exc:  # a worker of another kind says it in its own words
         failure = InferenceFailed(status if status != 200 else 500, UNEXPECTED)
         failure.__cause__ = exc

@@ -19,6 +19,7 @@ from .errors import RegistrationError
 from .exposition import exposition, flask_series
 from .inference import Inference, problem_response, request_id_of, whole_seconds
 from .openapi import document
+from .outcomes import UNEXPECTED, InferenceFailed
 from .pages import Endpoint, add_pages, home
 
 if TYPE_CHECKING:
@@ -255,6 +256,9 @@ def answer_problem(exc: HTTPException) -> ResponseReturnValue:
     request_id = request_id_of(request.environ)
     if exc is request.routing_exception:
         exc.description = _why_nowhere(exc)
+    if isinstance(exc, InferenceFailed) and exc.description == UNEXPECTED:
+        why = f"as job {exc.job} did" if exc.job else "for the reason above"
+        log.error("request %s failed: its service.ask did, %s", request_id, why)
     response = problem_response(exc, request_id)
     response.headers["X-Request-ID"] = request_id
     return response

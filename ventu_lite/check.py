@@ -68,8 +68,8 @@ class Report:
                 f"{timing.size:>10}  {each:>10.3f}  {each / timing.size:>10.3f}"
                 f"  {timing.per_second:>10.0f}"
             )
-        yield from (f"note: {remark}" for remark in self.remarks)
         yield from (f"BROKEN: {complaint}" for complaint in self.complaints)
+        yield from (f"note: {remark}" for remark in self.remarks)
         yield "the contract is broken" if self.complaints else "the contract is kept"
 
 

@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, Metric, sta
 from prometheus_flask_exporter import PrometheusMetrics
 
 from .codecs import PROBLEM_TYPE
+from .errors import ConfigError
 from .families import Collector, Together, expose, is_shared, process_collectors
 from .problems import encode_problem, problem
 from .room import claim_room, is_owed
@@ -99,7 +100,7 @@ class FlaskSeries:
         return response
 
     def _count(self, current: Request, status: int) -> None:
-        if current.environ.get(_COUNTED) or not _is_tracked(current) or is_owed():
+        if current.environ.get(_COUNTED) or not _is_tracked(current) or not _has_room():
             return
         current.environ[_COUNTED] = True
         key = (_method(current), current.endpoint, status)
@@ -118,7 +119,7 @@ class FlaskSeries:
 
     def _fail(self, exc: BaseException | None) -> None:
         """Count an exception that nobody handled, and its request if that was not done."""
-        if exc is None or is_owed():
+        if exc is None or not _has_room():
             return
         current: Request = request._get_current_object()  # type: ignore[attr-defined]  # no stub
         if _is_tracked(current) and current.environ.get(_FAILED) is not exc:
@@ -147,6 +148,16 @@ class _NoHooks:
     def after_request(self, fn: Hook) -> None: ...
 
     def teardown_request(self, fn: Hook) -> None: ...
+
+
+def _has_room() -> bool:
+    """Whether counting is safe; a hook of the app may have answered before ours claimed room."""
+    if is_owed():
+        try:
+            claim_room()
+        except ConfigError:
+            return False
+    return True
 
 
 def _is_tracked(current: Request) -> bool:

@@ -48,6 +48,7 @@ class BatchInfer:
         timeout: Seconds after which it stops calling again, counted from the start; every item
             has been in one call by then.
         clock: Monotonic seconds.
+        where: The name and place of the function, for messages.
     """
 
     def __init__(
@@ -59,8 +60,10 @@ class BatchInfer:
         key: Callable[[Any], Hashable] | None = None,
         timeout: float,
         clock: Callable[[], float],
+        where: str = "infer",
     ) -> None:
         self._fn = fn
+        self._where = where
         self._max_batch_size = max_batch_size
         self._isolate = isolate
         self._key = key
@@ -142,16 +145,19 @@ class BatchInfer:
         """
         returned = self._fn(list(items))
         if not _is_results(returned):
-            raise BatchSizeError(
-                f"infer got {len(items)} items, returned a {type(returned).__name__};"
-                " return a list with one result for each item, in the same order"
-            )
+            raise self._wrong_size(items, f"a {type(returned).__name__}")
         results = list(returned)
         if len(results) != len(items):
-            raise BatchSizeError(f"infer got {len(items)} items, returned {len(results)} results")
+            raise self._wrong_size(items, f"{len(results)} result(s)")
         if not any(issubclass(kind, BaseException) for kind in set(map(type, results))):
             return results
         return [Rejected.of(r) if isinstance(r, BaseException) else r for r in results]
+
+    def _wrong_size(self, items: Sequence[Any], returned: str) -> BatchSizeError:
+        return BatchSizeError(
+            f"{self._where} got {len(items)} item(s), returned {returned};"
+            " return a list with one result for each item, in the same order"
+        )
 
 
 def _is_results(returned: Any) -> bool:

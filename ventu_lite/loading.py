@@ -162,7 +162,7 @@ def _about_import(exc: ImportError) -> str:
     """Tell what the user's file imports in vain."""
     app_file, place = first_place_of(exc), place_of(exc)
     by = "" if place == app_file else f", by way of {place}"
-    if not isinstance(exc, ModuleNotFoundError):
+    if not isinstance(exc, ModuleNotFoundError) or exc.name is None:
         return f"{app_file}: this import of the app fails{by}: {exc}"
     return (
         f"{app_file}: the app imports the module {exc.name!r}{by}, which {sys.executable} does not"
@@ -180,13 +180,22 @@ def _about_misuse(exc: Exception) -> str:
         near = difflib.get_close_matches(exc.name or "", dir(Service), n=1)
         return f"{exc}." + (f" Did you mean {near[0]!r}?" if near else "")
     called = _BAD_CALL.match(str(exc)) if isinstance(exc, TypeError) else None
-    if called is None:
+    method = getattr(Service, called[1], None) if called and _means_ours(exc) else None
+    if method is None:
         return ""
-    parameters = inspect.signature(getattr(Service, called[1])).parameters.values()
+    parameters = inspect.signature(method).parameters.values()
     options = [one.name for one in parameters if one.kind is one.KEYWORD_ONLY]
     return f"{exc}. It takes " + (
         f"these options: {', '.join(options)}." if options else "no options."
     )
+
+
+def _means_ours(exc: Exception) -> bool:
+    """Whether ``Service``, where the exception comes from, is ours and not a class of the user."""
+    step = exc.__traceback__
+    while step is not None and step.tb_next is not None:
+        step = step.tb_next
+    return step is None or step.tb_frame.f_globals.get("Service", Service) is Service
 
 
 def _is_method_of_the_class(exc: Exception) -> bool:

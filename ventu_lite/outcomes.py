@@ -29,9 +29,11 @@ class InferenceFailed(HTTPException):
         description: What a client may read.
         extra: Further members of the problem document, such as ``errors``.
         retry_after: Seconds after which a new try makes sense, if that is known.
+        job: Under which id the log of a worker says why; "" if none does.
     """
 
     retry_after: float | None = None
+    job = ""
 
     def __init__(self, status: int, detail: str, extra: dict[str, Any] | None = None) -> None:
         super().__init__(detail)

@@ -253,6 +253,7 @@ class Service:
                 not fit. The message shows the fix.
         """
         if self._composition is None:
+            self._check_model()
             max_body = int(self.config.max_body)
             request = Schema(self._schema("request", self._request), max_body=max_body)
             response = Schema(self._schema("response", self._response))
@@ -308,17 +309,21 @@ class Service:
             key=stage.options.key,
             timeout=self.config.timeout,
             clock=clock,
+            where=stage.where,
         )
+
+    def _check_model(self) -> None:
+        if self._stages.keys().isdisjoint(("infer", "batch infer")):
+            raise RegistrationError(
+                f"service {self.name!r} has no model call. Decorate it: @service.infer, or"
+                " @service.infer(batch=True) if it takes a list;"
+                " above the line that asks for the app."
+            )
 
     def _schema(self, which: str, given: Any) -> Any:
         if given is not None:
             return given
         infers = [s for slot in ("infer", "batch infer") if (s := self._stages.get(slot))]
-        if not infers:
-            raise RegistrationError(
-                f"service {self.name!r} has no model call. Decorate it:"
-                " @service.infer, or @service.infer(batch=True) if it takes a list."
-            )
         outer = self._stages.get("preprocess" if which == "request" else "postprocess")
         stages = [outer] if outer else infers
         hints = [s.input_type() if which == "request" else s.output_type() for s in stages]
@@ -335,6 +340,8 @@ class Service:
         part = "first parameter" if which == "request" else "return value"
         written = stage.written(parameter if which == "request" else "return")
         found = "has no annotation" if written is MISSING else f"says {written!r}, which tells none"
+        if stage.options.batch and isinstance(written, type):
+            found = f"says {written.__name__}, but a batch function has a list there"
         # A lambda or a builtin cannot be annotated.
         write = f"Write `def {shown}`, or say" if stage.is_annotatable else "Say"
         return (

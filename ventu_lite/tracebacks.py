@@ -32,7 +32,9 @@ def first_place_of(exc: BaseException) -> str:
 def in_one_line(exc: BaseException) -> str:
     """Return what was raised, and where in the user's code."""
     is_ours = isinstance(exc, VentuError)
-    said = str(exc) if is_ours else traceback.format_exception_only(exc)[-1]
+    # After a SyntaxError's excerpt, which is indented, and before any notes.
+    lines = traceback.format_exception_only(exc)
+    said = str(exc) if is_ours else next(line for line in lines if not line.startswith(" "))
     line, place = " ".join(said.split()), place_of(exc)
     return f"{line:.{_LONGEST}} ({place})" if place else f"{line:.{_LONGEST}}"
 

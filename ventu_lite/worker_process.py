@@ -109,9 +109,11 @@ def _answer(runtime: Runtime, batch: Batch) -> Results:
 def _results(
     runtime: Runtime, batch: Batch, outcomes: Sequence[Outcome], *, infer: float
 ) -> Results:
+    count = count_rejected(outcomes)
+    log.debug("%d job(s) in %.4f s, %d rejected", len(outcomes), infer, count)
     answers = zip(batch.payloads, outcomes, strict=True)
-    if not count_rejected(outcomes):
-        return Results(cast(dict[str, bytes], dict(answers)), infer=infer)
+    if not count:
+        return Results(cast(dict[str, bytes], dict(answers)), infer=infer)  # mypy cannot count
     payloads: dict[str, bytes] = {}
     rejected: dict[str, Rejected] = {}
     for job, outcome in answers:
@@ -120,7 +122,6 @@ def _results(
             payloads[job] = _error_body(runtime, job, batch.payloads[job], outcome)
         else:
             payloads[job] = outcome
-    log.debug("%d job(s) in %.4f s, %d rejected", len(payloads), infer, len(rejected))
     _log_faults(rejected)
     for one in rejected.values():
         one.forget_frames()

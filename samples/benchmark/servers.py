@@ -30,7 +30,7 @@ _START_SECONDS = 90.0
 _STOP_SECONDS = 20.0
 # What the user has in his shell must not choose the settings of a server.
 _SETTINGS = re.compile("FLASK_|VENTU_|GUNICORN_|UVICORN_|BENTOML_|RAY_|LIT_|PROMETHEUS_|PYTHONPATH")
-_MARK = "VENTU_LITE_BENCH"
+_MARK = "BENCH_OF_VENTU_LITE"
 
 Say = Callable[[str], None]
 

@@ -369,7 +369,7 @@ def test_results_that_cannot_be_told_apart_reach_nobody(
     assert [answer.status for answer in answers] == [500] * (len(items) - 1) + [422]
     for answer in answers:
         assert not re.search("SECRET|TERCES|results", f"{answer.headers}{answer.body!r}")
-    stage_process(deployment).wait_for(f"infer got {len(items) - 1} items, ")
+    stage_process(deployment).wait_for(rf"got {len(items) - 1} item\(s\), ")
     assert_isolated(deployment, [])
 
 
