@@ -54,6 +54,23 @@ def failure(service: Service, data: Any, **options: Any) -> InferenceFailed:
 
 
 class TestInOneProcess:
+    def test_the_log_has_the_id_of_a_route_that_failed(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        service, _ = upper_service("ask in vain")
+        app = service.app
+
+        @app.get("/shout")
+        def shout() -> str:
+            return str(service.ask({"theText": b"bad"}))
+
+        response = app.test_client().get("/shout")
+        assert response.status_code == 500
+        request_id = response.headers["X-Request-ID"]
+        why = "its service.ask did, for the reason above"
+        assert f"request {request_id} failed: {why}" in caplog.messages
+        assert "a secret" in caplog.text
+
     def test_one(self) -> None:
         service, _ = upper_service("ask one")
         assert service.ask({"theText": b"\xffa"}) == Upper(theText=b"\xffA")

@@ -7,8 +7,8 @@ import math
 import select
 import socket
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, cast
 
 import msgpack
 import pytest
@@ -18,11 +18,14 @@ from ventu_lite.batching.dispatcher import Dispatcher
 from ventu_lite.batching.front import Front, InferenceJob
 from ventu_lite.batching.http import HttpServer
 from ventu_lite.batching.http_connection import Connection
+from ventu_lite.batching.http_head import read_head
 from ventu_lite.batching.http_request import Request
+from ventu_lite.batching.jobs import Job
 from ventu_lite.batching.links import Links
 from ventu_lite.batching.policy import FixedWait
 from ventu_lite.batching.queue import Queue
 from ventu_lite.batching.tally import FrontMetrics
+from ventu_lite.batching.terms import Terms
 from ventu_lite.config import Config
 from ventu_lite.protocol import Batch, Results, WorkerConnection
 
@@ -900,3 +903,12 @@ def test_a_request_leaves_no_circle_behind(data: bytes) -> None:
             gc.enable()
 
     play(scenario)
+
+
+def test_a_job_of_http_is_a_job_in_all_that_it_has() -> None:
+    terms = Terms("json", 5.0, None)
+    request = Request(cast(Connection, None), read_head(ask(b"POST", b"/inference")), b"body")
+    job = InferenceJob("a", request, cast(Front, None), terms, 1.0)
+    plain = Job("a", b"body", 4, 1.0, 6.0)
+    for name in (field.name for field in fields(Job)):
+        assert getattr(job, name) == getattr(plain, name)

@@ -2,8 +2,9 @@
 
 import pytest
 
-from ventu_lite import Service
+from ventu_lite import Service, config
 from ventu_lite.config import unknown_variables
+from ventu_lite.failures import FAILURES_VARIABLE
 from ventu_lite.parent import PARENT_VARIABLE
 from ventu_lite.variables import warn_of_unknown_variables
 
@@ -44,3 +45,7 @@ def test_a_process_of_a_wsgi_server_tells_it_when_it_is_ready(
     service.infer(lambda item: item)
     assert service.app.test_client().post("/inference", json=1).get_json() == 1
     assert set(caplog.messages) == SAID
+
+
+def test_what_serve_tells_its_workers_is_known() -> None:
+    assert config._INTERNAL == {PARENT_VARIABLE, FAILURES_VARIABLE}

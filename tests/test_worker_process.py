@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -207,6 +208,12 @@ def test_results_say_how_long_the_batch_took() -> None:
     service.runtime.startup.run()
     results = answer(service.runtime, Batch({ids(1)[0]: as_json("x")}))
     assert results.infer is not None and 0 < results.infer < 10
+
+
+def test_each_batch_is_told_at_debug(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, "ventu_lite"):
+        answered(odd_service(), [as_json("x"), as_json("y")])
+    assert any(re.fullmatch(r"2 job\(s\) in \S+ s, 0 rejected", line) for line in caplog.messages)
 
 
 def test_the_log_names_the_jobs_of_each_exception_and_shows_no_payload(
