@@ -459,7 +459,7 @@ def test_secrets_are_compared_in_constant_time() -> None:
     package = Path(ventu_lite.__file__).parent
     sources = {str(path.relative_to(package)): path for path in package.rglob("*.py")}
     calls = {name for name, path in sources.items() if "compare_digest(" in path.read_text()}
-    assert calls == {"inference.py", "protocol.py", "batching/front.py"}
+    assert calls == {"inference.py", "protocol.py", "batching/terms.py"}
     assert not [found for path in sources.values() for found in comparisons(path)]
 
 
