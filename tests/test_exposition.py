@@ -308,7 +308,6 @@ def test_a_process_without_flask_serves_its_metrics() -> None:
     [
         ("GET /livez", "", 200, {"status": "alive"}),
         ("GET /livez", "busy", 200, {"status": "alive"}),
-        ("GET /healthz", "busy", 200, {"status": "alive"}),
         ("GET /readyz", "", 200, {"status": "ready"}),
         ("GET /readyz?verbose", "busy", 503, {"status": "not ready", "detail": "busy"}),
         ("HEAD /readyz", "", 200, None),

@@ -29,8 +29,7 @@ Hook = Callable[..., Any]
 
 _LABEL: Final = "exporter"
 _OURS: Final = "ventu_lite"
-# "/healthz" is what Kubernetes' users expect "/livez" to be called.
-_PROBES: Final = frozenset(("/livez", "/healthz", "/readyz"))
+_PROBES: Final = frozenset(("/livez", "/readyz"))
 _METHODS: Final = frozenset(
     ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT")
 )
@@ -206,7 +205,7 @@ def serve(host: str, port: int, why_not_ready: Callable[[], str]) -> int:
     """
     server, _ = start_http_server(port, host, registry=cast(CollectorRegistry, _Everything()))
     # prometheus_client's own app shows the metrics under every path, to a probe as well.
-    server.set_app(_Probes(server.get_app(), why_not_ready))  # type: ignore[arg-type]
+    server.set_app(_Probes(server.get_app(), why_not_ready))  # type: ignore[arg-type]  # a WSGI app
     return int(server.server_port)
 
 
@@ -231,7 +230,7 @@ class _Probes:
         if path not in _PROBES:
             answer = _problem(404, "no such route")
         elif environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
-            answer = _problem(405, "use GET or HEAD", Allow="GET, HEAD")
+            answer = _problem(405, "ask with GET", Allow="GET, HEAD")
         else:
             answer = self._probe(path)
         return answer(environ, start_response)

@@ -149,8 +149,6 @@ class BatchInfer:
         results = list(returned)
         if len(results) != len(items):
             raise self._wrong_size(items, f"{len(results)} result(s)")
-        if not any(issubclass(kind, BaseException) for kind in set(map(type, results))):
-            return results
         return [Rejected.of(r) if isinstance(r, BaseException) else r for r in results]
 
     def _wrong_size(self, items: Sequence[Any], returned: str) -> BatchSizeError:

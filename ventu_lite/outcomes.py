@@ -33,7 +33,7 @@ class InferenceFailed(HTTPException):
     """
 
     retry_after: float | None = None
-    job = ""
+    job: str = ""
 
     def __init__(self, status: int, detail: str, extra: dict[str, Any] | None = None) -> None:
         super().__init__(detail)
@@ -116,5 +116,5 @@ class Rejected:
 
 
 def count_rejected(items: Iterable[object]) -> int:
-    """Return how many of them are a ``Rejected``: mostly none, and nearly for nothing."""
+    """Return how many of them are a ``Rejected``: mostly none."""
     return list(map(type, items)).count(Rejected)

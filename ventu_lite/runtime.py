@@ -19,7 +19,7 @@ from .config import Codec
 from .errors import QueueFull, VentuError
 from .health import Health, HealthCheck
 from .metrics import metrics_of
-from .outcomes import InferenceFailed, Rejected, count_rejected
+from .outcomes import InferenceFailed, Rejected
 from .pipeline import Outcome, Pipeline, Run
 from .startup import Startup
 from .turns import Turns
@@ -246,10 +246,9 @@ class Runtime:
         with self._turns:
             run = self.pipeline.run(payloads, self._codec)
         self.metrics.run(run, self.pipeline.mode)
-        if count_rejected(run.outcomes):
-            for outcome in run.outcomes:
-                if isinstance(outcome, Rejected):
-                    self.metrics.rejected(outcome.reason)
+        for outcome in run.outcomes:
+            if isinstance(outcome, Rejected):
+                self.metrics.rejected(outcome.reason)
         return run
 
     @property

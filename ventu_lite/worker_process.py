@@ -5,13 +5,13 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from .addresses import Address, UnixAddress
 from .codecs import sniff
 from .config import Codec, Config
 from .health import Readiness
-from .outcomes import Rejected, count_rejected
+from .outcomes import Rejected
 from .parent import end_with_parent, is_orphan
 from .pipeline import Outcome
 from .problems import encode_problem, problem
@@ -109,19 +109,15 @@ def _answer(runtime: Runtime, batch: Batch) -> Results:
 def _results(
     runtime: Runtime, batch: Batch, outcomes: Sequence[Outcome], *, infer: float
 ) -> Results:
-    count = count_rejected(outcomes)
-    log.debug("%d job(s) in %.4f s, %d rejected", len(outcomes), infer, count)
-    answers = zip(batch.payloads, outcomes, strict=True)
-    if not count:
-        return Results(cast(dict[str, bytes], dict(answers)), infer=infer)  # mypy cannot count
     payloads: dict[str, bytes] = {}
     rejected: dict[str, Rejected] = {}
-    for job, outcome in answers:
+    for job, outcome in zip(batch.payloads, outcomes, strict=True):
         if isinstance(outcome, Rejected):
             rejected[job] = outcome
             payloads[job] = _error_body(runtime, job, batch.payloads[job], outcome)
         else:
             payloads[job] = outcome
+    log.debug("%d job(s) in %.4f s, %d rejected", len(payloads), infer, len(rejected))
     _log_faults(rejected)
     for one in rejected.values():
         one.forget_frames()
