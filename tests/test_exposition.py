@@ -312,7 +312,7 @@ def test_a_process_without_flask_serves_its_metrics() -> None:
         ("GET /readyz?verbose", "busy", 503, {"status": "not ready", "detail": "busy"}),
         ("HEAD /readyz", "", 200, None),
         ("HEAD /readyz", "busy", 503, None),
-        ("POST /readyz", "", 405, {"title": "Method Not Allowed", "detail": "use GET or HEAD"}),
+        ("POST /readyz", "", 405, {"title": "Method Not Allowed", "detail": "ask with GET"}),
         ("GET /ready", "", 404, {"title": "Not Found", "detail": "no such route"}),
         ("GET /", "", 404, {"title": "Not Found", "detail": "no such route"}),
     ],
