@@ -39,11 +39,17 @@ def load() -> None:
         raise FileNotFoundError(f"MODEL={MODEL!r} is no directory")
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    # What is below transformers' own tokenizer keeps no state and may be shared by threads.
-    tokenizer = AutoTokenizer.from_pretrained(MODEL).backend_tokenizer
+    try:
+        # What is below transformers' own tokenizer keeps no state and may be shared by threads.
+        tokenizer = AutoTokenizer.from_pretrained(MODEL).backend_tokenizer
+        model = AutoModelForSequenceClassification.from_pretrained(MODEL).eval()
+    except OSError as exc:
+        reason = str(exc).partition("\n")[0]
+        raise OSError(
+            f"{reason} Without the hub, MODEL=DIRECTORY names what save_pretrained wrote."
+        ) from None
     tokenizer.no_padding()
     tokenizer.enable_truncation(LONGEST)
-    model = AutoModelForSequenceClassification.from_pretrained(MODEL).eval()
 
 
 @service.preprocess

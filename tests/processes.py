@@ -9,18 +9,17 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from waiting import TIMEOUT as TIMEOUT
+from waiting import until
+
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT / "samples" / "sentiment.py"
-
-# Generous: it only has to end a test that hangs, on a machine that is busy with others.
-TIMEOUT = 60.0
 
 # What a developer has in his shell must not choose the app or the settings of a test.
 _OURS = re.compile("FLASK_|VENTU_|PROMETHEUS_|XDG_RUNTIME_DIR|GUNICORN_")
@@ -184,10 +183,7 @@ def nothing_left(*, files: bool = False) -> Iterator[dict[str, str]]:
     name, _, value = mark.partition("=")
     with short_directory() as directory:
         yield {name: value, "TMPDIR": str(directory)}
-        deadline = time.monotonic() + TIMEOUT
-        while (left := [pid for pid in _processes(mark)]) and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert not left, f"processes {left} are still there"
+        until(lambda: not any(_processes(mark)), pause=0.01)
         assert files or not os.listdir(directory), "files are left behind"
 
 

@@ -69,6 +69,20 @@ def after_half_batches() -> tuple[AdaptiveWait, float]:
     return policy, now
 
 
+def after_bursts(fixed: float, each: float, size: int = 8) -> tuple[AdaptiveWait, float]:
+    """Return a policy that knows that so many come 0.25 ms after a batch, while others wait."""
+    policy, now = AdaptiveWait(10 * MS), 100.0
+    for n in range(100):
+        ask(policy, now, waiting=size)
+        for _ in range(size):
+            policy.job_arrived(now + 0.25 * MS)
+        batch = size + n % (size + 1)  # of one size only, nothing is known of others
+        seconds = fixed + each * batch
+        now += 0.25 * MS + seconds
+        policy.batch_finished(batch, seconds, now)
+    return policy, now
+
+
 def after_stream(
     rate: float, workers: int = 1, size: int = 1, seconds: float = FIXED
 ) -> tuple[AdaptiveWait, float]:
@@ -124,6 +138,53 @@ def test_no_company_is_expected_after_everybody_came() -> None:
     ask(policy, now, waiting=8)
 
     assert ask(policy, now + 0.3 * MS, since=now, waiting=16) == 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(
+    ("fixed", "each", "wait"),
+    [
+        pytest.param(8 * MS, 0.0, 0.3 * MS, id="a-batch-takes-what-one-job-takes"),
+        pytest.param(5 * MS, 0.2 * MS, 0.3 * MS, id="both"),
+        pytest.param(0.0, 1 * MS, 0.0, id="one-after-another"),
+    ],
+)
+def test_company_is_worth_what_a_batch_costs_whatever_its_size(
+    workers: int, fixed: float, each: float, wait: float
+) -> None:
+    """A model that takes its jobs one by one gains nothing from batches."""
+    policy, now = after_bursts(fixed, each)
+    busy = [Running(8, now)] * (workers - 1)
+
+    assert ask(policy, now, waiting=8, busy=busy) == pytest.approx(wait)
+
+
+def test_many_do_not_let_few_make_their_batch_longer() -> None:
+    """Eight are about to come: 40 would be answered 8 * 0.2 ms later for them."""
+    policy, now = after_bursts(5 * MS, 0.2 * MS)
+    busy = [Running(8, now - 2 * MS)]
+
+    def wait(waiting: int) -> float:
+        due_at = policy.due_at(now, since=now, waiting=waiting, room=100, idle=1, busy=busy)
+        return due_at - now
+
+    assert wait(8) > 0
+    assert wait(40) == 0
+
+
+@pytest.mark.parametrize("idle", [1, 2])
+def test_a_model_that_takes_one_by_one_is_held_by_no_rate(idle: int) -> None:
+    """More seem to come than the workers can do; full batches would do no more."""
+    policy, now = AdaptiveWait(10 * MS), 100.0
+    for n in range(300):
+        size = 1 + n % 2
+        for _ in range(size):
+            policy.job_arrived(now)
+            now += 0.4 * MS
+        policy.batch_finished(size, size * 1 * MS, now)
+
+    assert ask(policy, now, idle=idle, busy=[Running(1, now)] * (2 - idle)) == 0
+    assert policy.last_decision.wanted == 1
 
 
 def test_many_do_not_wait_for_few() -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from flask import Flask, abort
 from processes import TIMEOUT, serve
+from prometheus_client import REGISTRY
 from pydantic import BaseModel, Field
 
 from ventu_lite import InferenceFailed, Service
@@ -119,6 +120,8 @@ class TestInOneProcess:
         assert caught.value.get_response().headers["Retry-After"] == "1"
         assert service.ask({"theText": b"b"}).text == b"B"
         assert batches == [[b"b"]]
+        counted = {"service": "ask full", "reason": "full"}
+        assert REGISTRY.get_sample_value("ventu_rejected_total", counted) == 1
 
     def test_a_deadline(self) -> None:
         service = Service("ask late", request=str, response=str, timeout=30)
@@ -134,12 +137,19 @@ class TestInOneProcess:
         finally:
             go.set()
 
-    def test_a_model_that_asks_itself_is_told(self) -> None:
+    @pytest.mark.parametrize(
+        "way",
+        [
+            pytest.param(lambda service: service.ask_all, id="for many"),
+            pytest.param(lambda service: lambda batch: [service.ask(batch[0])], id="for one"),
+        ],
+    )
+    def test_a_model_that_asks_itself_is_told(self, way: Callable[[Service], Any]) -> None:
         service = Service("ask itself", request=str, response=str)
 
         @service.infer(batch=True)
-        def ask(batch: list[str]) -> list[str]:
-            return service.ask_all(batch)
+        def ask(batch: list[str]) -> Any:
+            return way(service)(batch)
 
         failed = failure(service, "a")
         assert failed.code == 500
@@ -263,6 +273,8 @@ class TestUnderServe:
         a, b, odd = json.loads(server.get("/own/a,b,odd").body)
         assert (a.split()[::2], b.split()[::2], odd) == (["A", "3"], ["B", "3"], 500)
         assert a.split()[1].encode() != server.get("/front").body
+        series = 'ventu_rejected_total{reason="failed",service="own"} '
+        assert f"\n{series}1.0\n" in server.get("/metrics").body.decode()
 
     def test_more_than_there_is_place_for(self, server: Any) -> None:
         answer = server.get("/own/a,b,c,d,e")
@@ -280,12 +292,12 @@ def test_the_timeout_is_that_of_the_command(tmp_path: Path) -> None:
 def test_the_front_takes_all_or_none() -> None:
     """Of one call that finds no place nothing may be left in the queue."""
 
-    async def main() -> int:
+    async def main() -> tuple[int, dict[str, int]]:
         queue: Queue[Any] = Queue(FixedWait(0), max_batch_size=8, capacity=2, max_message=1 << 20)
         metrics = FrontMetrics("x", waiting=lambda: 0, workers=dict)
         asker = Asker(Dispatcher(queue, metrics, asyncio.get_running_loop()))
         with pytest.raises(QueueFull):
             await asyncio.to_thread(asker, [b"1", b"2", b"3"], 5.0)
-        return queue.waiting
+        return queue.waiting, metrics.rejected
 
-    assert asyncio.run(main()) == 0
+    assert asyncio.run(main()) == (0, {"full": 1})

@@ -20,7 +20,7 @@ from prometheus_client import REGISTRY
 from werkzeug.exceptions import HTTPException
 
 from ventu_lite import RegistrationError, Service
-from ventu_lite.blueprint import services_of
+from ventu_lite.mounting import services_of
 
 PATIENCE = 10.0
 

@@ -134,6 +134,10 @@ def test_try_it_out_shows_what_was_wrong(browser: Chrome, address: str) -> None:
     button = wait.until(expected_conditions.element_to_be_clickable(execute))
     browser.execute_script("arguments[0].click()", button)
     wait_for_text(browser, "1 field does not fit the request schema", "string_too_short")
+    shown = (By.CSS_SELECTOR, ".live-responses-table tbody .response-col_status")
+    status = browser.find_element(*shown)
+
+    assert status.text.startswith("422")
 
 
 def test_home_page_links_to_the_document(browser: Chrome, address: str) -> None:

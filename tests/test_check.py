@@ -58,12 +58,6 @@ def depend_on_company(batch: list[int]) -> list[int]:
     return [item + len(batch) for item in batch]
 
 
-def fail_in_company(batch: list[int]) -> list[int]:
-    if len(batch) > 1:
-        raise ValueError("only one at a time")
-    return double(batch)
-
-
 def drop_one(batch: list[int]) -> list[int]:
     return double(batch)[: max(1, len(batch) - 1)]
 
@@ -71,17 +65,16 @@ def drop_one(batch: list[int]) -> list[int]:
 @pytest.mark.parametrize(
     ("fn", "complaint"),
     [
-        pytest.param(reverse_it, "in a batch of 2, place 0: another answer than alone", id="order"),
-        pytest.param(
-            depend_on_company, "in a batch of 2, place 0: another answer than alone", id="company"
-        ),
+        pytest.param(reverse_it, "another answer than alone: 4, alone 2", id="order"),
+        pytest.param(depend_on_company, "another answer than alone: 3, alone 2", id="company"),
     ],
 )
 def test_answers_must_not_depend_on_their_company(
     fn: Callable[[list[int]], list[int]], complaint: str
 ) -> None:
     report = check(service_of(fn, warmup_batch_size=1))
-    assert f"{complaint} (and 1 more in that batch)" in report.complaints
+    said = f"in a batch of 2, place 0: {complaint} (and 1 more in that batch)"
+    assert said in report.complaints
     assert list(report.lines())[-1] == "the contract is broken"
 
 
@@ -102,15 +95,39 @@ def test_an_item_that_only_a_batch_accepts_is_a_complaint() -> None:
     assert any("answered, alone it is rejected with 500" in one for one in report.complaints)
 
 
-def test_a_batch_function_that_isolates_itself_keeps_the_contract() -> None:
-    """It raises for company, is called again for each, and so nobody notices."""
-    assert check(service_of(fail_in_company)).complaints == []
+def test_a_function_that_raises_for_larger_batches_only_is_a_complaint() -> None:
+    """Every answer is right, after many calls: nothing else would tell."""
+
+    def fit_four(batch: list[int]) -> list[int]:
+        if len(batch) > 4:
+            raise MemoryError("no room on the device")
+        return double(batch)
+
+    (complaint,) = check(service_of(fit_four, max_batch_size=32)).complaints
+    assert "fit_four" in complaint
+    assert "raised for 8 items together, but for none of them in a smaller batch" in complaint
+    assert complaint.endswith("lower max_batch_size")
 
 
-def test_without_examples_there_is_nothing_to_try() -> None:
+def test_without_examples_the_set_up_is_tried_and_the_way_to_have_one_told() -> None:
     service = Service("mute", request=int, response=int)
     service.add_stage("infer", double, batch=True)
-    with pytest.raises(ConfigError, match=r"service 'mute' has no example to try; give it one"):
+    calls: list[str] = []
+    service.add_stage("setup", lambda: calls.append("set-up"))
+    with pytest.raises(ConfigError) as caught:
+        check(service)
+    assert calls == ["set-up"]
+    assert str(caught.value) == (
+        "service 'mute' gets through its set-up, but nothing was asked: it has no example. Give it"
+        " one or, better, two requests that differ: Service('mute', examples=[...])"
+    )
+
+
+def test_without_examples_a_set_up_that_fails_is_told() -> None:
+    service = Service("mute", request=int, response=int)
+    service.add_stage("infer", double, batch=True)
+    service.add_stage("setup", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
         check(service)
 
 
@@ -184,4 +201,18 @@ def test_an_answer_that_is_not_the_expected_one_breaks_the_contract() -> None:
     service = Service("expects", request=str, response=str, examples=[("a", "A"), ("b", "b")])
     service.add_stage("infer", str.upper)
     report = check(service)
-    assert report.complaints == ["example 2: the answer differs from the expected one"]
+    assert report.complaints == ["example 2: another answer than expected: 'B', expected 'b'"]
+
+
+def test_of_long_answers_the_place_that_differs_is_shown() -> None:
+    service = Service(request=int, response=list[dict[str, str]], examples=[1, 2])
+    expected = [{"text": "same"}] * 50
+
+    def answer(batch: list[int]) -> list[Any]:
+        return [[*expected, {"text": "x" * 500 if len(batch) == 1 else "other"}] for _ in batch]
+
+    service.add_stage("infer", answer, batch=True)
+    (complaint, *_) = check(service).complaints
+    assert "at [50].text" in complaint
+    said = f"another answer than alone: 'other' at [50].text, alone '{'x' * 96}... (and"
+    assert said in complaint

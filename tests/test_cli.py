@@ -207,7 +207,7 @@ def test_a_service_without_an_app_is_told_which_line_is_missing(invoke: Invoke, 
 def test_an_app_without_a_service_is_told_how_to_get_one(invoke: Invoke) -> None:
     invoke.file("app.py", "from flask import Flask\napp = Flask('plain')")
     assert refused(invoke(*WORKER)) == (
-        "the app 'plain' holds no service;"
+        f"the app in {invoke.directory}/app.py holds no service;"
         " add `app.register_blueprint(service.blueprint)`, or use `app = service.app`"
     )
 
@@ -235,6 +235,20 @@ def test_one_of_several_services_has_to_be_chosen() -> None:
 def test_an_unknown_service_is_told_which_there_are() -> None:
     with pytest.raises(ServiceNotFound, match="holds no service 'cows'; it has 'cats', 'dogs'"):
         find_service(two_services(), "cows")
+
+
+@pytest.mark.parametrize("app", ["two", "two.py", "two:app", "./two.py:app"])
+def test_a_service_that_is_not_in_the_app_of_its_file_is_told_how_to_get_there(
+    invoke: Invoke, app: str
+) -> None:
+    invoke.file("two.py", ECHO.format(name="one") + "app = service.app" + ECHO.format(name="other"))
+    assert refused(invoke("--app", app, *WORKER, "--service", "other")) == (
+        f"the app in {invoke.directory}/two.py holds no service 'other'; it has 'one'. The service"
+        " 'other' is in the file, but not in the app: add"
+        " `app.register_blueprint(service.blueprint, url_prefix=...)`"
+    )
+    said = refused(invoke("--app", app, *NONE))
+    assert said == f"the app in {invoke.directory}/two.py holds no service 'none'; it has 'one'"
 
 
 @pytest.mark.parametrize("level", ["info", "debug"])
@@ -364,6 +378,33 @@ def test_what_only_looks_like_a_misuse_is_told_as_it_is(
     assert output.endswith(said.format(app=os.path.realpath("app.py")))
 
 
+@pytest.mark.parametrize(
+    ("lines", "last"),
+    [
+        pytest.param(
+            "", "RegistrationError: service 'bad' has no model call. Decorate it: ", id="no infer"
+        ),
+        pytest.param(
+            "service.infer(len); service.infer(len)",
+            "RegistrationError: service 'bad' has its infer stage already: len (given at ",
+            id="two infers",
+        ),
+        pytest.param(
+            "Service('worse', timeout=-1, capacity=0)",
+            "ConfigError: capacity=0: Input should be greater than or equal to 1; timeout=-1: ",
+            id="settings",
+        ),
+    ],
+)
+def test_under_flask_run_the_last_line_says_all(directory: Path, lines: str, last: str) -> None:
+    """Flask shows the traceback of whatever a file raises; who reads its end must know."""
+    made = "from ventu_lite import Service\nservice = Service('bad', request=str, response=int)"
+    (directory / "app.py").write_text(f"{made}\n{lines}\napp = service.app\n")
+    with Process("-m", "flask", "run", "--port", "0", cwd=directory) as process:
+        assert process.wait() == 1
+        assert process.lines[-1].startswith(f"ventu_lite.errors.{last}")
+
+
 def test_a_service_that_is_used_wrongly_has_its_traceback_for_debugging(directory: Path) -> None:
     (directory / "app.py").write_text("from ventu_lite import Service\nService('x', timeout=-1)")
     ended = command("check", cwd=directory, env={"VENTU_LOG_LEVEL": "debug"})
@@ -422,7 +463,7 @@ def test_a_variable_that_is_no_setting_is_told_with_the_nearest(
         "VENTU_MAX_BATCHSIZE is ignored: there is no such setting;"
         " did you mean VENTU_MAX_BATCH_SIZE?"
     )
-    assert caplog.messages == [said]
+    assert caplog.messages[0] == said
 
 
 LONG = "x" * 150
@@ -614,7 +655,7 @@ def test_a_second_signal_kills_a_worker_that_hangs(directory: Path) -> None:
             # Two pending signals of a kind are one, so the second goes out until it has worked.
             while process.is_alive:
                 process.signal(signal.SIGTERM)
-                time.sleep(0.05)
+                time.sleep(0.05)  # between two signals
             assert process.wait() == -signal.SIGTERM
             (directory / "wait_in_batch").unlink()
             with slow_worker(directory, "--unix", str(peer.unix)):  # takes the job over
@@ -680,7 +721,9 @@ def test_json_logs_are_one_object_a_line_and_show_no_payload(directory: Path) ->
     (error,) = [record for record in records if record["level"] == "error"]
     failed = [id for id, status in peer.results[0].rejected.items() if status == 500]
     assert error["job_id"] == failed
-    assert error["message"] == f"job {failed[0]} failed"
+    assert re.fullmatch(
+        rf"job {failed[0]} failed: ValueError: what a secret \(\S+\.py:\d+\)", error["message"]
+    )
     assert error["traceback"].endswith("ValueError: what a secret")
     assert "my secret" not in process.output
 
@@ -728,7 +771,7 @@ def test_a_worker_can_be_probed(directory: Path) -> None:
             assert asked(client, until="running") == running
             assert client.get("/livez").status == 200
             (directory / "wait_in_setup").unlink()
-            alone = (503, "not connected to unix:batching.socket")
+            alone = (503, "not connected to unix:batching.socket, or not accepted there yet")
             assert asked(client, until="not connected") == alone
             with BatchingPeer() as peer:
                 assert peer.unix is not None

@@ -75,14 +75,15 @@ def test_an_empty_variable_counts_as_unset(
 
 @pytest.mark.parametrize("name", ["VENTU_API_KEY", "ventu_worker_secret"])
 @pytest.mark.parametrize("where", ["environment", "file"])
+@pytest.mark.parametrize("value", ["", "' '"], ids=["nothing", "a blank"])
 def test_an_empty_secret_is_no_open_door(
-    name: str, where: str, dotenv: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, where: str, value: str, dotenv: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """``VENTU_API_KEY=$KEY`` where KEY is misspelt."""
     if where == "file":
-        dotenv.write_text(f"{name}=\n")
+        dotenv.write_text(f"{name}={value}\n")
     else:
-        monkeypatch.setenv(name, "")
+        monkeypatch.setenv(name, value.strip("'"))
     with pytest.raises(ConfigError, match=f"{name} is empty"):
         Config()
 

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from ventu_lite.batching.dispatcher import Dispatcher
+from ventu_lite.batching.dispatcher import Dispatcher, Timing
 from ventu_lite.batching.jobs import Failure, Job
 from ventu_lite.batching.policy import FixedWait
 from ventu_lite.batching.queue import EXPIRED, WORKER_DIED, Queue
@@ -72,7 +72,7 @@ class LoggedJob(Job):
 
     log: list[Any]
 
-    def answered(self, status: int, body: bytes, timing: bytes) -> None:
+    def answered(self, status: int, body: bytes, timing: Timing) -> None:
         self.log.append((self.id, status, body, timing))
 
     def failed(self, failure: Failure) -> None:
@@ -168,7 +168,7 @@ def test_the_next_batch_is_sent_before_the_last_one_is_answered() -> None:
 
     bench.now += 0.3
     bench.dispatcher.results(link, Results({"a": b"1", "b": b"2"}, infer=0.25))
-    timing = b', infer;dur=250.000, batch;desc="2"'
+    timing = (0.25, 2)
     assert bench.told() == [
         ("send", ["c", "d"]),
         ("a", 200, b"1", timing),
@@ -183,7 +183,7 @@ def test_a_worker_cannot_claim_to_have_worked_for_longer_than_it_had_the_batch()
     bench.loop.turn()
     bench.now += 0.5
     bench.dispatcher.results(link, Results({"a": b"1"}, infer=1e308))
-    assert bench.told()[-1] == ("a", 200, b"1", b', infer;dur=500.000, batch;desc="1"')
+    assert bench.told()[-1] == ("a", 200, b"1", (0.5, 1))
 
 
 def test_jobs_that_come_with_results_are_sent_before_the_answers_are_written() -> None:
@@ -213,7 +213,7 @@ def test_a_worker_that_does_not_say_how_long_it_took_is_measured() -> None:
     bench.told()
     bench.now += 0.5
     bench.dispatcher.results(link, Results({"a": b"1"}))
-    assert bench.told() == [("a", 200, b"1", b', infer;dur=500.000, batch;desc="1"')]
+    assert bench.told() == [("a", 200, b"1", (0.5, 1))]
 
 
 def test_a_rejected_job_is_answered_with_its_status() -> None:
@@ -266,7 +266,7 @@ def test_a_job_that_is_left_out_goes_to_another_worker() -> None:
     bench.dispatcher.results(link, Results({"a": b"1"}, infer=0.0))
     assert bench.told() == [
         ("send", ["b"]),
-        ("a", 200, b"1", b', infer;dur=0.000, batch;desc="2"'),
+        ("a", 200, b"1", (0.0, 2)),
     ]
 
 
@@ -284,13 +284,85 @@ def test_the_jobs_of_a_lost_worker_are_tried_again_and_then_failed() -> None:
     assert bench.values()["rejected_totalworker_died"] == 1
 
 
+@pytest.mark.parametrize(("retry", "fate"), [(True, "are tried again"), (False, "get 500")])
+def test_the_log_says_what_becomes_of_the_jobs_of_a_worker_that_left(
+    caplog: pytest.LogCaptureFixture, retry: bool, fate: str
+) -> None:
+    bench = Bench(max_batch_size=3, retry=retry)
+    link = bench.link()
+    (a, *_) = bench.add("a", "b", "c")
+    bench.loop.turn()
+    bench.dispatcher.abandon(a)
+    bench.dispatcher.lost(link)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert caplog.messages == [f"{link!r} has not answered 2 of its 3 job(s); they {fate}"]
+
+
+def test_the_log_says_what_becomes_of_the_jobs_of_a_worker_that_was_cut_off(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    bench = Bench(batch_timeout=1.0)
+    link = bench.link()
+    bench.add("a")
+    bench.loop.turn()
+    bench.now += 1.0
+    bench.loop.ring()
+    assert caplog.messages == [f"{link!r} has not answered 1 of its 1 job(s); they are tried again"]
+
+
+def test_the_log_says_that_a_worker_left_jobs_out(caplog: pytest.LogCaptureFixture) -> None:
+    bench = Bench()
+    link = bench.link()
+    bench.add("a", "b")
+    bench.loop.turn()
+    bench.dispatcher.results(link, Results({"a": b"1"}))
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert caplog.messages[0].endswith("has not answered 1 of its 2 job(s); they are tried again")
+
+
+def test_a_worker_without_jobs_leaves_without_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    bench = Bench()
+    (a,) = bench.add("a")
+    link = bench.link()
+    bench.loop.turn()
+    bench.dispatcher.abandon(a)
+    bench.dispatcher.lost(link)
+    bench.dispatcher.lost(bench.link())
+    assert not caplog.messages
+
+
+def test_who_cannot_take_an_answer_keeps_nobody_from_his(caplog: pytest.LogCaptureFixture) -> None:
+    bench = Bench(max_batch_size=4, batch_timeout=None)
+
+    class Full(list[Any]):
+        def append(self, answer: Any) -> None:
+            raise ValueError("no room")
+
+    link = bench.link()
+    (a, _, c, _) = bench.add("a", "b", "c", "d", timeout=2.0)
+    a.log = c.log = Full()
+    bench.loop.turn()
+    bench.told()
+    bench.dispatcher.retire(link)
+    bench.dispatcher.results(link, Results({"a": b"1", "b": b"2"}))
+    assert [told[0] for told in bench.told()] == ["b"]
+
+    bench.now += 2.0
+    bench.loop.ring()
+    assert bench.told() == [("d", EXPIRED)]
+    lost = [said for said in caplog.messages if "is lost" in said]
+    assert lost == ["the answer to job a is lost", "the answer to job c is lost"]
+    assert "no room" in caplog.text
+
+
 def test_a_worker_that_says_bye_gets_no_further_batch() -> None:
     bench = Bench()
     link = bench.link()
     bench.add("a", "b", "c")
     bench.loop.turn()
     bench.told()
-    bench.dispatcher.results(link, Results({"a": b"1", "b": b"2"}, bye=True))
+    bench.dispatcher.retire(link)
+    bench.dispatcher.results(link, Results({"a": b"1", "b": b"2"}))
     bench.loop.turn()
     assert [told[0] for told in bench.told()] == ["a", "b"]
 
@@ -316,33 +388,54 @@ def test_a_faulty_worker_changes_nothing() -> None:
 def test_an_abandoned_job_is_not_sent() -> None:
     bench = Bench()
     (a, b) = bench.add("a", "b")
+    bench.loop.turn()
     bench.dispatcher.abandon(a)
+    assert bench.values()["rejected_totalgone"] == 1
+    assert bench.loop.turn() == 1  # what the queue says now may be another
     bench.dispatcher.abandon(a)
+    assert bench.values()["rejected_totalgone"] == 1
+    assert bench.loop.turn() == 0
     bench.link()
     bench.loop.turn()
     assert bench.told() == [("send", ["b"])]
-    assert bench.values()["rejected_totalgone"] == 1
 
 
-def test_a_full_or_closing_queue_says_so_at_once() -> None:
+def test_a_worker_that_comes_later_gets_what_waits() -> None:
+    bench = Bench()
+    bench.add("a")
+    bench.loop.turn()
+    assert bench.told() == []
+    bench.link()
+    bench.loop.turn()
+    assert bench.told() == [("send", ["a"])]
+
+
+def test_the_jobs_of_a_lost_worker_go_to_one_that_is_idle() -> None:
+    bench = Bench()
+    lost, _ = bench.link(), bench.link()
+    bench.add("a")
+    bench.loop.turn()
+    bench.told()
+    bench.dispatcher.lost(lost)
+    bench.loop.turn()
+    assert bench.told() == [("send", ["a"])]
+
+
+def test_no_job_is_taken_for_a_reason_as_long_as_there_is_one() -> None:
+    bench = Bench()
+    bench.dispatcher.refuse("no model")
+    with pytest.raises(Unavailable, match="^no model$"):
+        bench.add("a")
+    bench.dispatcher.refuse("")
+    bench.add("a")
+    assert bench.queue.waiting == 1
+
+
+def test_a_full_queue_says_so_at_once() -> None:
     bench = Bench(capacity=1)
     bench.add("a")
     with pytest.raises(QueueFull):
         bench.add("b")
-    bench.dispatcher.drain()
-    with pytest.raises(Unavailable, match="shutting down"):
-        bench.add("c")
-
-
-def test_a_closing_queue_waits_for_no_company() -> None:
-    bench = Bench(max_wait=60.0)
-    bench.link()
-    bench.add("a")
-    bench.loop.turn()
-    assert bench.told() == []
-    bench.dispatcher.drain()
-    bench.loop.turn()
-    assert bench.told() == [("send", ["a"])]
 
 
 # ---- the timer
@@ -438,7 +531,9 @@ def test_a_timer_that_would_come_too_late_is_replaced() -> None:
 
 
 def test_a_dispatcher_without_a_timer_can_be_closed() -> None:
-    Bench().dispatcher.close()
+    bench = Bench()
+    bench.dispatcher.close()
+    assert bench.loop.timers == []
 
 
 def test_every_batch_and_every_wait_is_counted() -> None:

@@ -222,7 +222,7 @@ def test_no_stage_ends_a_worker(directory: Path, tcp: bool) -> None:
             assert (status, json.loads(body)["title"]) == (500, "Internal Server Error")
             assert rest == pid
             (job,) = peer.results[-1].rejected
-            process.wait_for(f"job {job} failed\n  Traceback")
+            process.wait_for(rf"job {job} failed: \w+.* \(\S+/app\.py:\d+\)\n  Traceback")
         assert ask([b'"large"', b'"pid"']) == [(200, b'"' + b"x" * 10_000_000 + b'"'), *pid]
         for error in ("SystemExit: 0", "RecursionError: ", "MemoryError|OverflowError"):
             process.wait_for(error)

@@ -11,9 +11,10 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field, RootModel, computed_field, field_validator
 
 from ventu_lite import Example, RegistrationError
+from ventu_lite.annotations import MISSING
 from ventu_lite.config import Codec
-from ventu_lite.examples import Probe, find_examples, schema_batch_size
-from ventu_lite.stages import MISSING
+from ventu_lite.examples import Probe, find_examples
+from ventu_lite.schema_examples import batch_size_in
 from ventu_lite.validation import Schema
 
 
@@ -158,7 +159,7 @@ def test_the_first_codec_that_can_say_it_is_used(
 
 @pytest.mark.parametrize(("schema", "size"), [(WithExample, 7), (Request, None), (int, None)])
 def test_the_batch_size_of_the_schema_is_read(schema: Any, size: int | None) -> None:
-    assert schema_batch_size(Schema(schema)) == size
+    assert batch_size_in(Schema(schema)) == size
 
 
 class Raising(BaseModel):

@@ -9,20 +9,17 @@ from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
 
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
-from processes import Client
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Metric, generate_latest
 from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse
 from prometheus_flask_exporter import PrometheusMetrics
 
 from ventu_lite import Service
-from ventu_lite.exposition import FlaskSeries, exposition, flask_series, serve
-from ventu_lite.metrics import metrics_of
+from ventu_lite.exposition import FlaskSeries, exposition, flask_series
 
 OPEN = "application/openmetrics-text"
 
@@ -287,53 +284,6 @@ def test_a_collector_that_keeps_its_families_finds_them_unchanged() -> None:
     finally:
         REGISTRY.unregister(keeper)
     assert len(family.samples) == 1
-
-
-# ------------------------------------------------------------------------- without Flask
-
-
-def test_a_process_without_flask_serves_its_metrics() -> None:
-    metrics_of("without Flask")
-    port = serve("127.0.0.1", 0, lambda: "")
-    with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as response:
-        assert "ventu_batch_size" in response.read().decode()
-    with urlopen(f"http://127.0.0.1:{port}/metrics?name[]=ventu_x", timeout=10) as response:
-        assert response.read() == b""
-    with pytest.raises(OSError, match="in use"):
-        serve("127.0.0.1", port, lambda: "")
-
-
-@pytest.mark.parametrize(
-    ("request_line", "why", "status", "body"),
-    [
-        ("GET /livez", "", 200, {"status": "alive"}),
-        ("GET /livez", "busy", 200, {"status": "alive"}),
-        ("GET /readyz", "", 200, {"status": "ready"}),
-        ("GET /readyz?verbose", "busy", 503, {"status": "not ready", "detail": "busy"}),
-        ("HEAD /readyz", "", 200, None),
-        ("HEAD /readyz", "busy", 503, None),
-        ("POST /readyz", "", 405, {"title": "Method Not Allowed", "detail": "ask with GET"}),
-        ("GET /ready", "", 404, {"title": "Not Found", "detail": "no such route"}),
-        ("GET /", "", 404, {"title": "Not Found", "detail": "no such route"}),
-    ],
-)
-def test_a_process_without_flask_can_be_probed(
-    request_line: str, why: str, status: int, body: dict[str, str] | None
-) -> None:
-    """A probe with a mistake in its path must not pass for healthy."""
-    method, path = request_line.split()
-    with Client(serve("127.0.0.1", 0, lambda: why)) as client:
-        answer = client.ask(method, path, None, {})
-    assert answer.status == status
-    said = json.loads(answer.body) if answer.body else None
-    if said and status in (404, 405):
-        assert answer.headers["Content-Type"] == "application/problem+json"
-        assert (said.pop("status"), said.pop("type", "about:blank")) == (status, "about:blank")
-    else:
-        assert answer.headers["Cache-Control"] == "no-store"
-        assert answer.headers["Content-Type"] == "application/json"
-    assert said == body
-    assert answer.headers["Allow"] == ("GET, HEAD" if status == 405 else None)
 
 
 # ------------------------------------------------------------------------ many processes

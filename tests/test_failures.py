@@ -1,6 +1,8 @@
 """A failure that comes again and again is told at length once."""
 
 import os
+import re
+import signal
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,19 @@ def test_a_failure_is_news_once_for_each_line_whatever_it_says(
     assert failures.is_news(failure())
     assert not failures.is_news(failure("no weights at 0x7f00"))
     assert failures.is_news(other())
+
+
+def test_what_was_said_is_news_once(tmp_path: Path) -> None:
+    failures = Failures(str(tmp_path))
+    assert failures.is_news("no such service")
+    assert not failures.is_news("no such service")
+    assert not Failures(str(tmp_path)).is_news("no such service")
+    assert failures.is_news("another")
+
+
+def test_a_note_is_one_line(tmp_path: Path) -> None:
+    Failures(str(tmp_path)).leave_note("two\n lines")
+    assert take_note(str(tmp_path), os.getpid()) == "two lines"
 
 
 def test_a_cause_makes_a_difference() -> None:
@@ -126,3 +141,34 @@ def test_workers_that_fail_show_one_traceback_and_a_line_for_each_restart(
             output = server.process.output
     assert output.count("Traceback (most recent call last)") == 1
     assert "/ventu_lite/" not in output
+
+
+@pytest.mark.parametrize(
+    ("last", "reason"),
+    [
+        pytest.param(
+            "import nowhere_to_be_found",
+            r"\S+/app.py:\d+: the app imports the module 'nowhere_to_be_found', which ",
+            id="module",
+        ),
+        pytest.param("service.infer(int)", r"\S+/app.py:\d+: int .*functions; it", id="misuse"),
+        pytest.param("app = Service('b', request=int, response=int)", "", id="no app"),
+        pytest.param("def broken(:", r"SyntaxError: .* \(\S+/app.py:\d+\)", id="syntax"),
+    ],
+)
+def test_a_file_that_was_broken_after_the_start_is_told_once_and_in_a_line_for_each_restart(
+    last: str, reason: str
+) -> None:
+    with short_directory() as directory:
+        file = directory / "app.py"
+        file.write_text(FAILS.format(**FINE))
+        with serve("app.py", cwd=directory) as server:
+            pid = int(server.process.wait_for(r"process (\d+), is ready")[1])
+            file.write_text(file.read_text() + last)
+            os.kill(pid, signal.SIGKILL)
+            server.process.wait_for(f"WARNING .* before it was ready: {reason}", count=2)
+            assert server.infer(b"1").status == 503
+            assert server.process.stop() == 0
+            output = server.process.output
+    assert len(re.findall("^Error: |^SyntaxError: ", output, re.MULTILINE)) == 1
+    assert "Traceback" not in output

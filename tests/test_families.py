@@ -2,10 +2,12 @@
 
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import TIMEOUT
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.mmap_dict import MmapedDict
@@ -13,6 +15,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse
 from prometheus_client.registry import REGISTRY
 
+from ventu_lite import families
 from ventu_lite.families import (
     Families,
     Together,
@@ -164,9 +167,29 @@ def test_without_room_the_totals_stay_where_they_are(
     assert totals(tmp_path) == {"a_total": 1.0}
 
 
-def test_without_a_directory_there_is_nothing_to_forget(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_file_goes_while_a_thread_reads_them_all(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A file that is gone when its turn comes would cost the reader all the others."""
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    write(tmp_path / "counter_7.db", a_total=1.0)
+    forgetting = threading.Thread(target=forget_process, args=(7, False))
+    with families._files:  # as a reader does
+        forgetting.start()
+        forgetting.join(0.1)
+        assert os.listdir(tmp_path) == ["counter_7.db"]
+    forgetting.join(TIMEOUT)
+    assert os.listdir(tmp_path) == []
+
+
+def test_without_a_directory_there_is_nothing_to_forget(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "counter_7.db", a_total=1.0)
     forget_process(7, False)
+    assert os.listdir(tmp_path) == ["counter_7.db"]
 
 
 def test_a_gauge_is_no_reason_to_fail() -> None:

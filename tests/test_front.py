@@ -3,10 +3,11 @@
 import asyncio
 import gc
 import json
+import logging
 import math
 import select
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, cast
 
@@ -15,11 +16,12 @@ import pytest
 
 from ventu_lite.addresses import UnixAddress
 from ventu_lite.batching.dispatcher import Dispatcher
-from ventu_lite.batching.front import Front, InferenceJob
-from ventu_lite.batching.http import HttpServer
+from ventu_lite.batching.front import Front
+from ventu_lite.batching.http import HttpServer, Limits
 from ventu_lite.batching.http_connection import Connection
 from ventu_lite.batching.http_head import read_head
 from ventu_lite.batching.http_request import Request
+from ventu_lite.batching.inference_job import InferenceJob
 from ventu_lite.batching.jobs import Job
 from ventu_lite.batching.links import Links
 from ventu_lite.batching.policy import FixedWait
@@ -42,6 +44,7 @@ BODY = b'{"text": "hello"}'
 PACKED: bytes = msgpack.packb({"text": "hello"})
 JSON = b"Content-Type: application/json"
 MSGPACK = b"Content-Type: application/msgpack"
+X_MSGPACK = b"Content-Type: application/x-msgpack"
 
 
 def post(*fields: bytes, body: bytes = BODY, target: bytes = b"/inference") -> bytes:
@@ -144,7 +147,7 @@ class Client:
 
 
 async def turns() -> None:
-    """Let the loop do all that is due."""
+    """Let the loop do all that is due: without sockets and threads that takes so many turns."""
     for _ in range(4):
         await asyncio.sleep(0)
 
@@ -158,7 +161,7 @@ class Site:
         api_key: str | None = None,
         capacity: int = 8,
         retry: bool = True,
-        prefix: str = "",
+        prefixes: Sequence[str] = ("",),
         fallback: Callable[[Request], None] | None = None,
         **settings: Any,
     ) -> None:
@@ -179,11 +182,11 @@ class Site:
             self.config,
             status=self.status,
             clock=lambda: self.now,
-            prefix=prefix,
+            prefixes=prefixes,
             fallback=fallback,
             home={"name": "x"},
         )
-        self.http = HttpServer(self.front.handle, check=self.front.check)
+        self.http = HttpServer(self.front.handle, check=self.front.check, refuse=self.front.refuse)
         self.worker = Link()
 
     async def get(self, data: bytes) -> Response:
@@ -266,7 +269,7 @@ def test_an_inference() -> None:
         assert response.headers["content-type"] == "application/json"
         assert response.headers["x-request-id"] == id
         assert response.headers["server-timing"] == (
-            'queue;dur=125.000, total;dur=187.500, infer;dur=31.250, batch;desc="1"'
+            'queue;dur=125.000, infer;dur=31.250, total;dur=187.500, batch;desc="1"'
         )
         assert site.counts() == {"200": 1}
 
@@ -351,6 +354,24 @@ def test_a_sane_request_id_is_returned(given: bytes, is_taken: bool, is_error: b
         pytest.param([], PACKED, "msgpack", "application/msgpack", id="msgpack-alone"),
         pytest.param([JSON, b"Accept: */*"], BODY, "auto", "application/json", id="any"),
         pytest.param([b"Accept: */*"], PACKED, "auto", "application/msgpack", id="any-and-sniff"),
+        pytest.param(
+            [JSON + b"; charset=utf-8"], BODY, "auto", "application/json", id="json-and-parameter"
+        ),
+        pytest.param([X_MSGPACK], PACKED, "auto", "application/x-msgpack", id="x-msgpack"),
+        pytest.param(
+            [X_MSGPACK + b"; a=b", b"Accept: */*"],
+            PACKED,
+            "auto",
+            "application/x-msgpack",
+            id="x-msgpack-and-parameter",
+        ),
+        pytest.param(
+            [MSGPACK, b"Accept: text/html, application/x-msgpack"],
+            PACKED,
+            "auto",
+            "application/x-msgpack",
+            id="accepted-by-its-old-name",
+        ),
     ],
 )
 def test_the_answer_is_in_the_codec_of_the_request(
@@ -490,6 +511,7 @@ def test_options_are_told_as_flask_tells_them() -> None:
         response = await site.get(ask(b"OPTIONS", b"/inference"))
         assert (response.status, response.headers["allow"]) == (200, "options, post")
         assert response.body == b""
+        assert site.counts() == {}
 
     play(scenario)
 
@@ -500,7 +522,7 @@ def test_inference_wants_post(method: bytes) -> None:
         response = await site.get(ask(method, b"/inference"))
         assert (response.status, response.headers["allow"]) == (405, "options, post")
         assert bool(response.body) == (method != b"HEAD")
-        assert site.counts() == {"405": 1}
+        assert site.counts() == {}
 
     play(scenario)
 
@@ -541,6 +563,53 @@ def test_a_body_that_is_not_worth_reading_is_not_read(
     play(scenario, api_key="s3cret")
 
 
+@pytest.mark.parametrize(
+    ("request_", "counts"),
+    [
+        pytest.param(post(b"Content-Type: a/b")[:-1], {"415": 1, "invalid": 1}, id="type"),
+        pytest.param(post(JSON, b"Accept: a/b")[:-1], {"406": 1, "invalid": 1}, id="accept"),
+        pytest.param(
+            b"POST /inference HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999\r\n\r\n",
+            {"413": 1, "invalid": 1},
+            id="large",
+        ),
+        pytest.param(
+            b"POST /inference HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nno",
+            {"400": 1, "invalid": 1},
+            id="no-chunks",
+        ),
+        pytest.param(
+            b"POST /health HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999\r\n\r\n",
+            {},
+            id="large-elsewhere",
+        ),
+        pytest.param(
+            b"PUT /inference HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n", {}, id="put"
+        ),
+        pytest.param(b"POST nowhere", {}, id="no-head"),
+    ],
+)
+def test_what_is_refused_before_its_body_has_come_is_counted_too(
+    request_: bytes, counts: dict[str, float]
+) -> None:
+    async def scenario(site: Site) -> None:
+        client = Client(site)
+        await client.send(request_)
+        assert client.transport.out or not counts
+        assert site.counts() == counts
+
+    play(scenario)
+
+
+def test_what_there_is_no_room_for_is_counted() -> None:
+    async def scenario(site: Site) -> None:
+        site.http.limits = Limits(max_held=len(BODY) - 1)
+        assert is_problem(await site.get(post(JSON)), 429, "too many bytes")
+        assert site.counts() == {"429": 1, "full": 1}
+
+    play(scenario)
+
+
 def test_a_body_that_is_worth_reading_may_come_late() -> None:
     async def scenario(site: Site) -> None:
         client = Client(site)
@@ -572,7 +641,7 @@ def test_what_the_fallback_wants_is_read() -> None:
         response = await site.infer(post(JSON, target=b"/a/inference"))
         assert response.status == 200
 
-    play(scenario, fallback=fallback, prefix="/a")
+    play(scenario, fallback=fallback, prefixes=["/a"])
 
 
 # ---- load, deadlines, workers
@@ -589,16 +658,6 @@ def test_a_full_queue_says_when_to_come_again() -> None:
         assert site.counts() == {"429": 1, "full": 1}
 
     play(scenario, capacity=2)
-
-
-def test_a_service_that_shuts_down_says_so() -> None:
-    async def scenario(site: Site) -> None:
-        site.dispatcher.drain()
-        response = await site.get(post(JSON))
-        assert is_problem(response, 503, "shutting down")
-        assert response.headers["retry-after"] == "1"
-
-    play(scenario)
 
 
 @pytest.mark.parametrize(
@@ -652,6 +711,35 @@ def test_what_a_worker_rejects_is_passed_on(status: int, reason: str) -> None:
     play(scenario)
 
 
+@pytest.mark.parametrize(
+    ("encode", "decode"),
+    [
+        pytest.param(lambda value: json.dumps(value).encode(), json.loads, id="json"),
+        pytest.param(msgpack.packb, msgpack.unpackb, id="msgpack"),
+    ],
+)
+@pytest.mark.parametrize("prefix", ["", "/caf%C3%A9"])
+def test_the_problem_document_of_a_worker_gets_the_path(
+    encode: Callable[[Any], bytes], decode: Callable[[bytes], Any], prefix: str
+) -> None:
+    """A worker knows the job only; nothing else of its document is touched."""
+
+    async def scenario(site: Site) -> None:
+        client = Client(site)
+        target = f"{prefix}/inference".encode()
+        await client.send(post(body=encode({"text": "hello"}), target=target))
+        site.dispatcher.ready(site.worker)
+        await turns()
+        (job,) = site.worker.batches[-1]
+        document = {"detail": f'of "#{job[1:]}" or #{job}', "instance": f"#{job}"}
+        site.dispatcher.results(site.worker, Results({job: encode(document)}, {job: 418}))
+        await turns()
+        said = decode(client.read().body)
+        assert said == document | {"instance": f"{prefix}/inference#{job}"}
+
+    play(scenario, prefixes=[prefix])
+
+
 def test_a_worker_that_does_not_say_why() -> None:
     async def scenario(site: Site) -> None:
         assert is_problem(await site.infer(post(JSON), b"", 500), 500, "the worker rejected")
@@ -666,6 +754,68 @@ def test_the_error_of_a_msgpack_request_is_msgpack() -> None:
         assert response.headers["content-type"] == "application/msgpack"
 
     play(scenario)
+
+
+# ---- what the log says
+
+
+def told(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str, str]]:
+    """Return the errors in the log: request, job, and what was said."""
+    records = [one for one in caplog.records if one.levelno >= logging.ERROR]
+    known = [(one.__dict__["request_id"], one.__dict__["job_id"]) for one in records]
+    return [(*ids, one.getMessage()) for ids, one in zip(known, records, strict=True)]
+
+
+@pytest.mark.parametrize("status", [500, 503])
+def test_the_log_joins_the_id_of_a_client_and_that_of_its_job(
+    status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The worker, whose log has the traceback, knows the job alone."""
+
+    async def scenario(site: Site) -> None:
+        client = Client(site)
+        await client.send(post(JSON, b"X-Request-ID: me"))
+        (job,) = await site.work(b"{}", status)
+        said = f"got {status} from a worker; look for the job in its log"
+        assert told(caplog) == [("me", job, f"request me failed: job {job} {said}")]
+
+    play(scenario)
+
+
+@pytest.mark.parametrize(
+    ("fields", "status"),
+    [
+        pytest.param([], 500, id="one-id"),
+        pytest.param([b"X-Request-ID: me"], 422, id="the-fault-of-the-client"),
+        pytest.param([b"X-Request-ID: me"], 404, id="what-a-stage-says"),
+    ],
+)
+def test_what_a_worker_s_log_says_under_the_id_of_the_client_is_not_repeated(
+    fields: list[bytes], status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario(site: Site) -> None:
+        assert (await site.infer(post(JSON, *fields), b"{}", status)).status == status
+        assert told(caplog) == []
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("id", ["me", ""])
+def test_a_job_that_nobody_answers_is_in_the_log(id: str, caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(site: Site) -> None:
+        client = Client(site)
+        await client.send(post(JSON, b"X-Request-ID: " + id.encode()))
+        site.dispatcher.ready(site.worker)
+        await turns()
+        site.dispatcher.lost(site.worker)
+        await turns()
+        (job,) = site.worker.batches.pop()
+        request = id or job
+        assert client.read().headers["x-request-id"] == request
+        said = f"request {request} failed: job {job} got no answer: worker died"
+        assert told(caplog) == [(request, job, said)]
+
+    play(scenario, retry=False)
 
 
 # ---- clients that leave
@@ -741,6 +891,7 @@ def test_the_probes() -> None:
         assert (await site.get(ask(b"GET", b"/livez"))).status == 200
         ready = await site.get(ask(b"GET", b"/readyz"))
         assert (ready.status, ready.json["detail"]) == (503, "no worker")
+        assert ready.headers["retry-after"] == "1"
         assert (await site.get(ask(b"GET", b"/health"))).status == 503
         assert site.counts() == {}
 
@@ -784,6 +935,42 @@ def test_a_path_may_be_percent_encoded() -> None:
         assert is_problem(response, 404, "no such route", path="/livez%3Fa")
 
     play(scenario)
+
+
+@pytest.mark.parametrize("target", [b"//inference", b"///inference", b"/%2Finference"])
+def test_slashes_in_front_are_one(target: bytes) -> None:
+    """Clients whose base address ends in a slash send two, and Flask takes them for one."""
+
+    async def scenario(site: Site) -> None:
+        key = b"Authorization: Bearer s3cret"
+        assert (await site.infer(post(JSON, key, target=target))).status == 200
+        assert is_problem(await site.get(post(JSON, target=target)), 401, "KEY")
+        client = Client(site)
+        await client.send(post(JSON, target=target)[:-1])
+        assert is_problem(client.read(), 401, "KEY")
+        assert site.counts() == {"200": 1, "401": 2}
+        health = target.replace(b"inference", b"health")
+        assert (await site.get(ask(b"GET", health))).status == 200
+        assert is_problem(await site.get(ask(b"GET", b"//a//b")), 404, "", path="/a//b")
+
+    play(scenario, api_key="s3cret")
+
+
+def test_a_service_is_at_home_in_all_its_places() -> None:
+    async def scenario(site: Site) -> None:
+        for place in ("/a", "/b%20c"):
+            path = f"{place}/inference"
+            for _ in range(2):  # the second time the head is known
+                data = post(MSGPACK, b"Authorization: Bearer s3cret", target=path.encode())
+                assert is_problem(await site.get(data), 400, "as msgpack", path=path)
+            client = Client(site)
+            await client.send(post(JSON, target=path.encode())[:-1])
+            assert is_problem(client.read(), 401, "KEY", path=path)
+            assert (await site.get(ask(b"GET", f"{place}/livez".encode()))).status == 200
+            assert (await site.get(ask(b"GET", f"{place}/".encode()))).json == {"name": "x"}
+        assert (await site.get(ask(b"GET", b"/"))).status == 404
+
+    play(scenario, prefixes=["/a", "/b%20c"], api_key="s3cret")
 
 
 def test_home_and_nowhere() -> None:
@@ -906,7 +1093,7 @@ def test_a_request_leaves_no_circle_behind(data: bytes) -> None:
 
 
 def test_a_job_of_http_is_a_job_in_all_that_it_has() -> None:
-    terms = Terms("json", 5.0, None)
+    terms = Terms("json", 5.0, None, "/inference", b"")
     request = Request(cast(Connection, None), read_head(ask(b"POST", b"/inference")), b"body")
     job = InferenceJob("a", request, cast(Front, None), terms, 1.0)
     plain = Job("a", b"body", 4, 1.0, 6.0)

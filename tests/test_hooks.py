@@ -1,5 +1,6 @@
 """What stands around the routes of a service is found before ``serve`` skips it."""
 
+import functools
 import re
 from typing import Any
 
@@ -8,7 +9,7 @@ from flask import Blueprint, Flask
 
 from ventu_lite import RegistrationError, Service
 from ventu_lite.batching.hooks import prefixes_of, skipped_by_serve
-from ventu_lite.blueprint import services_of
+from ventu_lite.mounting import services_of
 
 
 def make_service(name: str = "cats") -> Service:
@@ -96,6 +97,16 @@ def test_middleware_is_found() -> None:
     assert re.match(r"wsgi_app .*Middleware \(.*test_hooks.py:\d+\)", found)
 
 
+@pytest.mark.parametrize(
+    "method", ["__call__", "full_dispatch_request", "process_response", "handle_user_exception"]
+)
+def test_an_overridden_method_of_flask_is_found(method: str) -> None:
+    app = type("Own", (Flask,), {method: mine})("own")
+    app.register_blueprint(make_service().blueprint)
+    (found,) = skipped(app)
+    assert re.match(rf"{method} mine \(.*test_hooks.py:\d+\)", found)
+
+
 @pytest.mark.parametrize("endpoint", ["inference", "health", "metrics"])
 def test_a_replaced_view_is_found(endpoint: str) -> None:
     app = own_app()
@@ -103,6 +114,14 @@ def test_a_replaced_view_is_found(endpoint: str) -> None:
     app.view_functions[name] = mine
     (found,) = skipped(app)
     assert re.fullmatch(rf"view mine \(.*\) of {name}", found)
+
+
+@pytest.mark.parametrize("endpoint", ["inference", "health"])
+def test_a_decorator_of_a_view_is_found(endpoint: str) -> None:
+    app = own_app()
+    name = f"ventu_cats.{endpoint}"
+    app.view_functions[name] = functools.wraps(app.view_functions[name])(lambda: mine())
+    assert skipped(app) == [f"decorator of view {name}"]
 
 
 def test_a_route_that_flask_takes_in_place_of_ours_is_found() -> None:

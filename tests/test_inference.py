@@ -103,6 +103,11 @@ def test_msgpack_is_answered_in_its_own_type(type: str) -> None:
     assert (response.status_code, response.mimetype, response.data) == (200, type, b"\x04")
 
 
+def test_parameters_of_a_type_are_not_repeated() -> None:
+    response = post(make_client(), msgpack.packb("abcd"), "application/x-msgpack; a=b")
+    assert response.headers["Content-Type"] == "application/x-msgpack"
+
+
 @pytest.mark.parametrize("type", ["", "*/*", "application/x-www-form-urlencoded"])
 @pytest.mark.parametrize(
     ("data", "mimetype"), [(b'"abc"', JSON), (msgpack.packb("abc"), MSGPACK)], ids=["json", "mp"]
@@ -173,7 +178,9 @@ def test_hooks_of_the_user_may_read_the_body_before_and_after() -> None:
     ],
 )
 def test_a_malformed_body_is_400(data: bytes, type: str) -> None:
-    problem(post(make_client(), data, type), 400)
+    detail = problem(post(make_client(), data, type), 400)["detail"]
+    assert detail.startswith("the body ")
+    assert ("msgpack" if type == MSGPACK else "JSON") in detail
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "soon", "1_0", "", "1,5"])
@@ -245,7 +252,8 @@ def test_a_body_that_a_hook_has_read_is_limited_too() -> None:
     "type", ["text/plain", "application/xml", "multipart/form-data", "application/json; charset=x"]
 )
 def test_a_type_that_is_not_read_is_415(type: str) -> None:
-    problem(post(make_client(), type=type), 415)
+    detail = problem(post(make_client(), type=type), 415)["detail"]
+    assert repr(type.rpartition("charset=")[2]) in detail
 
 
 def test_a_codec_that_is_switched_off_is_415() -> None:
@@ -308,7 +316,8 @@ def test_another_key_is_401(sent: str) -> None:
 
 def test_a_key_is_asked_for_before_anything_else_is_told() -> None:
     client = make_client(api_key="k3y", max_body=1)
-    problem(post(client, b"x" * 100, "text/plain", X_Request_Timeout="x"), 401)
+    document = problem(post(client, b"x" * 100, "text/plain", X_Request_Timeout="x"), 401)
+    assert document["detail"].startswith("send the key")
 
 
 def test_only_inference_needs_the_key() -> None:
@@ -328,7 +337,8 @@ def test_what_is_unexpected_is_500_and_only_the_log_says_why(
     assert "secret" not in json.dumps(document)
     assert document["instance"] == "/inference#me-1"
     (record,) = [one for one in caplog.records if one.levelno >= logging.ERROR]
-    assert record.getMessage() == "request me-1 failed"
+    said = rf"request me-1 failed: KeyError: 'secret' \({__file__}:\d+\)"
+    assert re.fullmatch(said, record.getMessage())
     assert record.__dict__["request_id"] == "me-1"
     assert record.exc_info
     assert "KeyError: 'secret'" in caplog.text
@@ -341,7 +351,10 @@ def test_an_answer_that_does_not_fit_is_500() -> None:
 
 @pytest.mark.parametrize("exc", [SystemExit(0), GeneratorExit()])
 def test_nothing_that_a_stage_raises_ends_the_process(exc: BaseException) -> None:
-    problem(post(make_client(raising(exc))), 500)
+    client = make_client(raising(exc))
+    document = problem(post(client), 500)
+    assert document["detail"].startswith("the service failed on this request")
+    assert client.get("/livez").status_code == 200
 
 
 def test_an_abort_has_its_status_and_words(caplog: pytest.LogCaptureFixture) -> None:
@@ -442,7 +455,8 @@ def test_a_deadline_may_be_over_before_anything_is_done() -> None:
 
 
 def test_a_deadline_passes_during_the_call() -> None:
-    problem(post(make_late_client()), 504)
+    detail = problem(post(make_late_client()), 504)["detail"]
+    assert detail == "the deadline of the job has passed"
 
 
 def test_the_header_only_shortens_the_deadline() -> None:
@@ -538,6 +552,29 @@ def test_every_answer_is_counted_by_its_status() -> None:
         )
         for status in ("200", "401", "422", "500")
     } == {"200": 2, "401": 1, "422": 1, "500": None}
+
+
+def test_what_cannot_be_read_is_counted_as_invalid_whoever_notices() -> None:
+    service = make_service(lambda text: abort(len(text) + 400), max_body=30, api_key="k")
+    client = service.app.test_client()
+    key = {"Authorization": "Bearer k"}
+    counts = dict[str, float | None]()
+    for headers, data, type in (
+        ({}, b'"abc"', "text/plain"),  # 415
+        ({"X-Request-Timeout": "0"}, b'"abc"', JSON),  # 400
+        ({"Accept": "text/html"}, b'"abc"', JSON),  # 406
+        ({}, b'"%b"' % (b"a" * 30), JSON),  # 413
+        ({}, b"1", JSON),  # 422
+        ({}, b'"%b"' % (b"a" * 22), JSON),  # 422, of the stage
+        ({}, b'"%b"' % (b"a" * 18), JSON),  # 418
+    ):
+        client.post("/inference", data=data, content_type=type, headers=key | headers)
+    client.post("/inference", data=b"1")  # 401
+    client.get("/inference", headers=key)
+    for reason in ("invalid", "failed", "full"):
+        labels = {"service": service.name, "reason": reason}
+        counts[reason] = REGISTRY.get_sample_value("ventu_rejected_total", labels)
+    assert counts == {"invalid": 6, "failed": 1, "full": None}
 
 
 # ---------------------------------------------------------------------------- real server

@@ -49,6 +49,7 @@ def batch_infer(
     max_batch_size: int | None = None,
     isolate: bool = True,
     key: Callable[[Any], Hashable] | None = None,
+    on_blameless: Callable[[str, int, BaseException], None] = lambda *_: None,
 ) -> BatchInfer:
     return BatchInfer(
         fn,
@@ -57,6 +58,7 @@ def batch_infer(
         key=key,
         timeout=timeout,
         clock=clock,
+        on_blameless=on_blameless,
     )
 
 
@@ -129,6 +131,29 @@ def test_only_the_guilty_fail_and_the_calls_have_a_limit(size: int, guilty: set[
     results = batch_infer(model)(range(size))
     assert statuses(results) == [500 if i in guilty else 200 for i in range(size)]
     assert len(model.calls) <= 2 * size - 1
+
+
+def test_a_function_that_fails_only_for_many_at_once_is_told_of() -> None:
+    """Nobody else would learn that a model has no memory for such a batch: all are answered."""
+    failure = MemoryError("no room on the device")
+    told: list[Any] = []
+
+    def infer(batch: list[int]) -> list[int]:
+        if len(batch) > 4:
+            raise failure
+        return batch
+
+    split = batch_infer(infer, on_blameless=lambda *what: told.append(what))
+    assert split(range(32)) == list(range(32))
+    assert told == [("infer", 32, failure)]
+
+
+@pytest.mark.parametrize("size", [1, 8])
+def test_who_is_told_of_a_guilty_item_is_not_told_of_its_batch(size: int) -> None:
+    told: list[Any] = []
+    model = Model({0: ValueError("guilty")})
+    batch_infer(model, on_blameless=lambda *what: told.append(what))(range(size))
+    assert told == []
 
 
 @pytest.mark.parametrize(

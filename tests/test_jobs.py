@@ -98,8 +98,8 @@ class TestDeadlines:
         assert numbers(watched.due(5)) == [0, 2]
 
 
-class Payload:
-    """Something that a weak reference can watch."""
+class Watched(Job):
+    """A job that a weak reference can watch."""
 
 
 def fill_lane(jobs: list[Job]) -> tuple[Lane, Callable[[Job], None]]:
@@ -130,11 +130,11 @@ def test_garbage_is_bounded(
     deadline_of: Callable[[int], float],
 ) -> None:
     """A few old jobs must not keep the thousand behind them alive, and must not get lost."""
-    jobs = [job(n, deadline=deadline_of(n)) for n in range(1000)]
+    jobs: list[Job] = [
+        Watched(f"{n:036d}", b"", 0, 0.0, deadline_of(n), state="waiting") for n in range(1000)
+    ]
     kept = {id(each) for each in jobs[:5] + sorted(jobs, key=lambda job: job.deadline)[:5]}
-    for each in jobs:
-        each.context = Payload()
-    watchers = [weakref.ref(each.context) for each in jobs]
+    watchers = [weakref.ref(each) for each in jobs]
     container, leave = fill(jobs)
     while jobs:
         each = jobs.pop()

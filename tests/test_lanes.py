@@ -2,7 +2,7 @@
 
 import pytest
 
-from ventu_lite.batching.jobs import JOB_OVERHEAD, Job
+from ventu_lite.batching.jobs import GARBAGE, JOB_OVERHEAD, Job
 from ventu_lite.batching.lanes import Lane, Lanes
 from ventu_lite.batching.policy import FixedWait
 
@@ -82,6 +82,29 @@ class TestLane:
         assert numbers(lane.take()) == [1, 3]
         assert not lane.is_full
 
+    def test_jobs_that_left_take_no_memory(self) -> None:
+        """One that waits for long at the front must not keep all that came and went behind it."""
+        lane = Lane(FixedWait(0), 2, 200)
+        lane.append(job(0))
+        for n in range(1, 1000):
+            gone = job(n)
+            lane.append(gone)
+            end(gone)
+            lane.leave(gone)
+
+        assert len(lane._places) <= 2 * lane.count + GARBAGE
+        assert numbers(lane.take()) == [0]
+
+    def test_a_job_that_did_not_fit_counts_for_the_next_batch(self) -> None:
+        lane = Lane(FixedWait(0), 3, 100 + 2 * JOB_OVERHEAD)
+        lane.append(job(0, size=50))
+        lane.append(job(1, size=100 + JOB_OVERHEAD))
+
+        assert numbers(lane.take()) == [0]
+        assert lane.is_full
+        assert numbers(lane.take()) == [1]
+        assert not lane.is_full
+
     def test_the_deadline_is_that_of_the_oldest_job_that_waits(self) -> None:
         lane = Lane(FixedWait(0), 3, 1000)
         jobs = [job(n, deadline=5.0 + n) for n in range(3)]
@@ -117,10 +140,13 @@ class TestLanes:
         """A stranger who chooses the keys must not fill the memory with lanes."""
         lanes = Lanes(lambda: Lane(FixedWait(0), 3, 1000))
         kept = lanes.append(job(0, key="kept"))
+        emptied = []
         for n in range(1000):
-            lane = lanes.append(job(n, key=n))
-            lanes.take(lane, 0.0)
+            emptied.append(lanes.append(job(n, key=n)))
+            lanes.take(emptied[n], 0.0)
 
         assert lanes.of("kept") is kept
         assert len(lanes.with_jobs()) == 1
-        assert lanes.of(0) is not lanes.of(999)
+        assert lanes.of(999) is emptied[999]
+        assert lanes.of(0) is not emptied[0]
+        assert len(lanes._by_key) <= lanes._MOST

@@ -44,6 +44,27 @@ def test_noise_averages_out() -> None:
     assert times.of(32) == pytest.approx(11.4 * MS, rel=0.1)
 
 
+def test_batches_of_nearly_one_size_do_not_unlearn_the_slope() -> None:
+    """In a closed loop they tell nothing but noise, for as long as the loop goes on."""
+    times, rng = learned([1, 32, 8, 4, 16] * 4, 5 * MS, 0.2 * MS), random.Random(1)
+    slopes = []
+    for _ in range(1000):
+        size = rng.choice([31, 32, 32, 32])
+        times.add(size, (5 * MS + 0.2 * MS * size) * rng.gauss(1.0, 0.05))
+        slopes.append(times.each)
+
+    assert 0.14 * MS < min(slopes) < max(slopes) < 0.26 * MS
+
+
+def test_a_new_slope_is_learned_when_sizes_tell_it() -> None:
+    times = learned([1, 32, 8, 4, 16] * 4, 5 * MS, 0.2 * MS)
+    for size in [3, 20, 12, 7] * 50:
+        times.add(size, 2 * MS + 0.5 * MS * size)
+
+    assert times.each == pytest.approx(0.5 * MS, rel=0.1)
+    assert times.of(10) == pytest.approx(7 * MS, rel=0.1)
+
+
 def test_batches_of_one_size_are_expected_again() -> None:
     """Of one size no slope can be told; the size itself is known."""
     times = learned([8] * 5, 5 * MS, 0.2 * MS)
@@ -135,9 +156,16 @@ def test_bins_that_were_not_seen_teach_nothing() -> None:
     observe(arrivals, [5.5 * MS] * 10, 8 * MS)
     before = arrivals.until(6 * MS) - arrivals.until(5 * MS)
     for _ in range(50):
-        observe(arrivals, [], 2 * MS)
+        observe(arrivals, [], 2 * MS, rate=1000.0)
 
     assert arrivals.until(6 * MS) - arrivals.until(5 * MS) == pytest.approx(before) != 0
+
+
+def test_beyond_the_last_edge_jobs_come_as_they_do_on_average() -> None:
+    arrivals, last = Arrivals(EDGES), EDGES[-1]
+    observe(arrivals, [0.25 * MS] * 4, last / 2, rate=500.0)
+
+    assert arrivals.until(last + 10 * MS) - arrivals.until(last) == pytest.approx(5.0)
 
 
 def test_half_a_bin_counts_half() -> None:

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import pytest
 from msgpack import packb, unpackb
+from waiting import turn_until
 
 from ventu_lite.addresses import Address, TCPAddress, UnixAddress
 from ventu_lite.batching import links as module
@@ -21,6 +22,7 @@ from ventu_lite.protocol import Results
 
 READY = bytes(4)
 ID, OTHER = "a" * 36, "b" * 36
+BYE = packb({"bye": True})
 
 
 class Recorder:
@@ -65,9 +67,8 @@ class Stage:
 
     async def told(self, *names: str) -> None:
         """Wait until the dispatcher was told exactly these things."""
-        while [name for name, _ in self.dispatcher.said] != list(names):
-            assert len(self.dispatcher.said) <= len(names), self.dispatcher.said
-            await asyncio.sleep(0.001)
+        await turn_until(lambda: len(self.dispatcher.said) >= len(names))
+        assert [name for name, _ in self.dispatcher.said] == list(names)
 
     async def closed(self) -> None:
         try:
@@ -182,22 +183,28 @@ def test_a_worker_on_another_machine_is_called_by_its_address() -> None:
 
 def test_a_worker_that_says_bye_is_let_go() -> None:
     async def test(worker: Stage) -> None:
-        await worker.says(READY + frame({"ventu_lite": packb({"bye": True})}))
+        await worker.says(READY + frame({"ventu_lite": BYE}))
         await worker.closed()
         assert [name for name, _ in worker.dispatcher.said] == ["retire", "ready", "lost"]
 
     play(test)
 
 
-def test_a_worker_whose_bye_comes_with_its_results_gets_no_further_batch() -> None:
-    """It was told to stop in the moment after it had answered."""
+@pytest.mark.parametrize(
+    "last",
+    [
+        pytest.param(frame({ID: b"1", "ventu_lite": BYE}), id="in one message"),
+        pytest.param(frame({ID: b"1"}) + frame({"ventu_lite": BYE}), id="a moment after"),
+    ],
+)
+def test_a_worker_whose_bye_comes_with_its_results_gets_no_further_batch(last: bytes) -> None:
 
     async def test(worker: Stage) -> None:
         await worker.says(READY)
         await worker.told("ready")
         worker.link.send({ID: b"x"})
         await worker.reads()
-        await worker.says(frame({ID: b"1"}) + frame({"ventu_lite": packb({"bye": True})}))
+        await worker.says(last)
         await worker.closed()
         assert [name for name, _ in worker.dispatcher.said][1:] == ["retire", "results", "lost"]
 
@@ -210,7 +217,7 @@ def test_a_worker_answers_the_batch_that_crossed_with_its_bye() -> None:
         await worker.told("ready")
         worker.link.send({ID: b"x"})
         await worker.reads()
-        await worker.says(frame({"ventu_lite": packb({"bye": True})}))
+        await worker.says(frame({"ventu_lite": BYE}))
         await worker.told("ready", "retire")
         await worker.says(frame({ID: b"1"}))
         await worker.closed()

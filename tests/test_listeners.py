@@ -1,16 +1,18 @@
 """Listening sockets: what is replaced, what is refused, and what the error says to do."""
 
 import errno
+import fcntl
 import os
 import socket
 import stat
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from processes import short_directory
+from processes import TIMEOUT, short_directory
 
 from ventu_lite.batching import listeners
 from ventu_lite.batching.listeners import UnixDoor, allow_many_files, clients_that_fit, listen_tcp
@@ -43,6 +45,75 @@ def test_a_stale_socket_is_replaced(path: str) -> None:
         dead.bind(path)
     with UnixDoor(path).sock, socket.socket(socket.AF_UNIX) as client:
         client.connect(path)
+
+
+def test_of_two_services_that_find_a_stale_socket_one_gets_its_place(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the later one takes the file of the other one for the stale one that it has seen."""
+    refusals: list[CannotListen] = []
+    removed: list[str] = []
+    remove = os.unlink
+
+    def come_later() -> None:
+        try:
+            UnixDoor(path).sock.close()
+        except CannotListen as exc:
+            refusals.append(exc)
+
+    later = threading.Thread(target=come_later)
+
+    def unlink(file: str) -> None:
+        if not removed:
+            later.start()
+            later.join(0.1)
+        removed.append(file)
+        remove(file)
+
+    monkeypatch.setattr(os, "unlink", unlink)
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(path)
+    door = UnixDoor(path)
+    with door.sock, socket.socket(socket.AF_UNIX) as client:
+        later.join(TIMEOUT)
+        assert removed == [path]
+        assert "another program listens at unix:" in str(refusals[0])
+        client.connect(path)
+        door.remove()
+    assert not os.listdir(os.path.dirname(path))
+
+
+def test_a_directory_that_stays_locked_is_told(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listeners, "_PATIENCE", 0.05)
+    directory = os.open(os.path.dirname(path), os.O_RDONLY)
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        with pytest.raises(CannotListen, match="keeps the directory .* locked; stop it or choose"):
+            UnixDoor(path)
+    finally:
+        os.close(directory)
+    UnixDoor(path).sock.close()
+
+
+def test_a_directory_that_cannot_be_locked_will_do(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(directory: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    UnixDoor(path).sock.close()
+
+
+def test_a_directory_that_may_not_be_read_will_do(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(directory: str, flags: int) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", refuse)
+        UnixDoor(path).sock.close()
 
 
 def test_a_socket_that_somebody_listens_to_is_left_alone(path: str) -> None:

@@ -4,12 +4,10 @@ import logging
 import os
 import random
 import signal
-import subprocess
 import sys
-import textwrap
 import threading
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
@@ -18,7 +16,9 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 from processes import gunicorn
+from programs import run_file
 from prometheus_client import REGISTRY
+from waiting import until
 
 from ventu_lite import JobExpired, QueueFull, Service, Unavailable
 from ventu_lite.batching.direct import OneByOne
@@ -79,11 +79,29 @@ class Model:
         return [f"<{item}>" for item in items]
 
 
+class Clock:
+    """Stands still until a test moves it."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 class Threads:
     """A queue with threads that ask it."""
 
-    def __init__(self, model: Any = None, *, max_wait: float = 0.0, **options: Any) -> None:
+    def __init__(
+        self,
+        model: Any = None,
+        *,
+        max_wait: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+        **options: Any,
+    ) -> None:
         self.model = model or Model()
+        self.clock = clock
         self.policy = Policy(max_wait)
         self.turns = Turns()
         self.metrics: ServiceMetrics = metrics_of(f"local {next(_numbers)}")
@@ -94,7 +112,7 @@ class Threads:
             **settings,
             turns=self.turns,
             metrics=self.metrics,
-            clock=time.monotonic,
+            clock=clock,
         )
         self.pool = ThreadPoolExecutor(64)
 
@@ -108,7 +126,7 @@ class Threads:
         self.queue.stop()
 
     def ask(self, item: Any = "a", seconds: float = PATIENCE) -> Answer:
-        return self.queue.ask(item, time.monotonic() + seconds)
+        return self.queue.ask(item, self.clock() + seconds)
 
     def start(self, *items: Any, seconds: float = PATIENCE) -> list[Future[Answer]]:
         """Ask from as many other threads, one after the other, and return when all wait."""
@@ -154,20 +172,33 @@ def test_jobs_that_wait_together_share_a_call() -> None:
         assert threads.model.batches == [["hold"], ["a", "b", "c"]]
 
 
+def test_who_waits_for_several_jobs_holds_nobody_up() -> None:
+    """A thread wakes the next one when it goes on, and that one waits for another batch, too."""
+    options: dict[str, Any] = {"max_batch_size": 3, "max_wait": PATIENCE, "key": lambda item: item}
+    with Threads(**options) as threads:
+        both = [threads.pool.submit(threads.queue.ask_all, ["slow", "a"], threads.clock() + 60)]
+        both += [threads.pool.submit(threads.queue.ask_all, ["slow", "a"], threads.clock() + 60)]
+        for _ in range(4):
+            assert threads.policy.arrived.acquire(timeout=PATIENCE)
+        assert results(threads.start("a")) == ["<a>"]  # a full batch of this key
+        assert not any(future.done() for future in both)
+        assert results(threads.start("slow")) == ["<slow>"]
+        for future in both:
+            assert [answer.result for answer in future.result(PATIENCE)] == ["<slow>", "<a>"]
+
+
 def test_an_answer_tells_where_the_time_went() -> None:
-    with Threads() as threads:
+    clock = Clock()
+    with Threads(clock=clock) as threads:
         holder = threads.hold()
+        clock.now += 0.25
         (asked,) = threads.start("a")
         threads.start("b")
-        time.sleep(0.02)
+        clock.now += 0.5
         threads.model.go.set()
         first, second = holder.result(PATIENCE), asked.result(PATIENCE)
-        assert first.batch_size == 1
-        assert first.infer >= 0.02
-        assert first.queue < first.infer
-        assert second.batch_size == 2
-        assert second.queue >= 0.02
-        assert 0 <= second.infer < second.queue
+        assert (first.queue, first.infer, first.batch_size) == (0.0, 0.75, 1)
+        assert (second.queue, second.infer, second.batch_size) == (0.5, 0.0, 2)
 
 
 def test_no_batch_is_larger_than_it_may_be() -> None:
@@ -215,6 +246,26 @@ def test_a_job_beyond_the_capacity_is_told_when_to_come_back() -> None:
         assert threads.ask("c").result == "<c>"
 
 
+@pytest.fixture
+def hasty_threads() -> Iterator[None]:
+    """Let threads take turns as often as they can, so that a race is lost soon."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+@pytest.mark.usefixtures("hasty_threads")
+def test_of_jobs_that_find_no_place_together_none_is_computed() -> None:
+    """The inference thread must not take the first of them while the last are refused."""
+    with Threads(capacity=2) as threads:
+        for _ in range(300):
+            with pytest.raises(QueueFull):
+                threads.queue.ask_all(["a", "b", "c"], time.monotonic() + PATIENCE)
+        assert threads.ask("d").result == "<d>"
+        assert threads.model.batches == [["d"]]
+
+
 def test_a_job_that_expires_in_the_queue_is_not_computed() -> None:
     with Threads(capacity=1) as threads:
         threads.hold()
@@ -254,9 +305,9 @@ def test_a_job_that_expires_in_its_batch_is_answered_at_once() -> None:
 
 def test_an_answer_that_comes_with_the_deadline_counts() -> None:
     """Between the end of the wait and the lock the batch may have been finished."""
-    with Threads() as threads:
-        queue, finished = threads.queue, threading.Event()
-        expire = queue._expire
+    with Threads(clock=Clock()) as threads:
+        queue, finished = threads.queue._queue, threading.Event()
+        expire = queue.expire
 
         def late(job: Any) -> None:
             threads.model.go.set()
@@ -264,7 +315,7 @@ def test_an_answer_that_comes_with_the_deadline_counts() -> None:
             finished.set()
             expire(job)
 
-        queue._expire = late  # type: ignore[method-assign]  # there is no other way to be late
+        queue.expire = late  # type: ignore[method-assign]  # there is no other way to be late
         answer = threads.ask("hold", seconds=0.02)
         assert finished.is_set()
         assert answer.result == "<hold>"
@@ -382,12 +433,11 @@ def test_a_thread_that_dies_while_it_ends_leaves_nobody_waiting() -> None:
         threads.hold()
         (asked,) = threads.start("a")
         policy = Fragile()
-        threads.queue._queue._lanes.of(None).policy = policy
-        threads.queue._make_policy = lambda: policy
+        queue = threads.queue._queue
+        queue._queue._lanes.of(None).policy = policy
+        queue._make_policy = lambda: policy
         stopping = threads.pool.submit(threads.queue.stop)
-        until = time.monotonic() + PATIENCE
-        while not threads.queue._is_stopping and time.monotonic() < until:
-            time.sleep(0.001)
+        until(lambda: queue._is_stopping)
         policy.max_wait = 1.0
         threads.model.go.set()
         assert rejected(asked.result(PATIENCE)).status == 500
@@ -505,9 +555,7 @@ def test_batches_are_counted() -> None:
         sample = threads.sample
         assert sample("ventu_queue_jobs") == 0
         assert sample("ventu_queue_seconds_count") == 4 or sample("ventu_queue_seconds_count") == 5
-        until = time.monotonic() + PATIENCE
-        while sample("ventu_batch_size_count") < 3 and time.monotonic() < until:
-            time.sleep(0.001)  # the last batch is counted after its answers
+        until(lambda: sample("ventu_batch_size_count") == 3)  # counted after the answers
         assert sample("ventu_batch_size_sum") == 5
         assert sample("ventu_batch_size_bucket", le="1.0") == 2
         assert sample("ventu_released_total", reason="full") == 1
@@ -530,7 +578,7 @@ def test_each_batch_is_told_at_debug(caplog: pytest.LogCaptureFixture) -> None:
         results(asked)
     lines = [r.getMessage() for r in caplog.records if r.getMessage().startswith("released")]
     assert len(lines) == 3
-    assert lines[1].startswith("released 2 job(s) (full): the oldest waited ")
+    assert lines[1].startswith("released 2 job(s) to the inference thread (full): the oldest")
     assert lines[1].endswith(" ms, 1 still wait; as a test wants it")
 
 
@@ -606,9 +654,7 @@ def test_one_by_one_has_deadlines_and_a_capacity_too() -> None:
         assert rejected(answer).status == 504
         assert answer.queue >= 0.01
         waiting = pool.submit(alone.ask, "b")
-        until = time.monotonic() + PATIENCE
-        while not alone.turns._waiting and time.monotonic() < until:
-            time.sleep(0.001)
+        until(lambda: alone.turns._waiting)
         with pytest.raises(QueueFull) as caught:
             alone.ask("c")
         assert (caught.value.retry_after or 0) >= 1
@@ -643,14 +689,7 @@ def post(client: FlaskClient, number: Any, **headers: str) -> Any:
 def waiting(service: Service) -> int:
     queue = service.runtime._model
     assert isinstance(queue, LocalQueue)
-    return queue._queue.waiting
-
-
-def wait_until(service: Service, jobs: int) -> None:
-    until = time.monotonic() + PATIENCE
-    while waiting(service) != jobs:
-        assert time.monotonic() < until
-        time.sleep(0.001)
+    return queue._queue._queue.waiting
 
 
 class Gate:
@@ -668,17 +707,22 @@ class Gate:
         return [f"{number}" for number in numbers]
 
 
-def test_requests_of_a_flask_app_share_a_batch() -> None:
-    gate = Gate()
-    service = make_service(gate)
+def ask_together(service: Service, gate: Gate, *numbers: int) -> list[Any]:
+    """Ask 0, which holds the model up, then the others; return all responses in this order."""
     client = service.app.test_client
     with ThreadPoolExecutor(8) as pool:
         first = pool.submit(post, client(), 0)
         assert gate.begun.wait(PATIENCE)
-        others = [pool.submit(post, client(), number) for number in (1, 2, 3)]
-        wait_until(service, 3)
+        others = [pool.submit(post, client(), number) for number in numbers]
+        until(lambda: waiting(service) == len(numbers))
         gate.go.set()
-        responses = [future.result(PATIENCE) for future in (first, *others)]
+        return [one.result(PATIENCE) for one in (first, *others)]
+
+
+def test_requests_of_a_flask_app_share_a_batch() -> None:
+    gate = Gate()
+    service = make_service(gate)
+    responses = ask_together(service, gate, 1, 2, 3)
     assert [response.get_json() for response in responses] == ["0", "1", "2", "3"]
     assert [sorted(batch) for batch in gate.batches] == [[0], [1, 2, 3]]
     for response in responses[1:]:
@@ -694,7 +738,7 @@ def test_a_full_queue_is_429_and_a_deadline_504() -> None:
         assert gate.begun.wait(PATIENCE)
         expired = post(client(), 1, X_Request_Timeout="0.01")
         second = pool.submit(post, client(), 2)
-        wait_until(service, 1)
+        until(lambda: waiting(service) == 1)
         full = post(client(), 3)
         gate.go.set()
         assert [first.result(PATIENCE).status_code, second.result(PATIENCE).status_code] == [
@@ -713,14 +757,8 @@ def test_a_full_queue_is_429_and_a_deadline_504() -> None:
 def test_items_of_different_keys_never_share_a_call() -> None:
     gate = Gate()
     service = make_service(gate, infer={"key": lambda number: number % 2})
-    client = service.app.test_client
-    with ThreadPoolExecutor(8) as pool:
-        first = pool.submit(post, client(), 0)
-        assert gate.begun.wait(PATIENCE)
-        others = [pool.submit(post, client(), number) for number in (1, 2, 3, 4)]
-        wait_until(service, 4)
-        gate.go.set()
-        assert [one.result(PATIENCE).status_code for one in (first, *others)] == [200] * 5
+    responses = ask_together(service, gate, 1, 2, 3, 4)
+    assert [one.status_code for one in responses] == [200] * 5
     assert sorted(sorted(batch) for batch in gate.batches) == [[0], [1, 3], [2, 4]]
 
 
@@ -732,14 +770,8 @@ def test_a_bad_item_harms_no_other() -> None:
         return [12 // (number - 3) for number in numbers]
 
     service = make_service(infer)
-    client = service.app.test_client
-    with ThreadPoolExecutor(8) as pool:
-        first = pool.submit(post, client(), 0)
-        assert gate.begun.wait(PATIENCE)
-        others = [pool.submit(post, client(), number) for number in (1, 2, 3, 4)]
-        wait_until(service, 4)
-        gate.go.set()
-        statuses = [one.result(PATIENCE).status_code for one in (first, *others)]
+    responses = ask_together(service, gate, 1, 2, 3, 4)
+    statuses = [one.status_code for one in responses]
     assert statuses == [200, 200, 200, 500, 200]
 
 
@@ -758,11 +790,9 @@ def test_a_health_check_does_not_wait_behind_the_queue() -> None:
         first = pool.submit(post, client(), 0)
         assert gate.begun.wait(PATIENCE)
         others = [pool.submit(post, client(), number) for number in range(1, 9)]
-        wait_until(service, 8)
+        until(lambda: waiting(service) == 8)
         health = pool.submit(service.runtime.health)
-        until = time.monotonic() + PATIENCE
-        while not service.runtime._turns._waiting and time.monotonic() < until:
-            time.sleep(0.001)
+        until(lambda: service.runtime._turns._waiting)
         gate.go.set()
         assert health.result(PATIENCE).is_ok
         assert all(one.result(PATIENCE).status_code == 200 for one in (first, *others))
@@ -797,7 +827,7 @@ def test_every_answer_is_that_of_its_own_request() -> None:
         chance = random.Random(numbers[0])
         if chance.random() < 0.05:
             raise KeyboardInterrupt
-        time.sleep(chance.random() * 0.004)
+        time.sleep(chance.random() * 0.004)  # a model that takes its time
         return [ValueError(number) if number % 11 == 0 else f"{number}" for number in numbers]
 
     service = make_service(
@@ -839,10 +869,13 @@ import os, sys, threading, time
 from ventu_lite import Service
 
 service = Service("local", request=str, response=str)
+may_go = threading.Event()
+may_go.set()
 
 @service.infer(batch=True)
 def infer(texts):
-    time.sleep(0.05)
+    may_go.wait()
+    time.sleep(0.05)  # a model that takes its time
     return [f"{text}{os.getpid() == PARENT}" for text in texts]
 
 @service.teardown
@@ -857,35 +890,29 @@ def ask(text):
 """
 
 
-def run_file(tmp_path: Path, code: str) -> list[str]:
-    path = tmp_path / "model.py"
-    path.write_text(FILE + textwrap.dedent(code))
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", str(path)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        cwd=tmp_path,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout.split()
+def run(tmp_path: Path, code: str) -> list[str]:
+    return run_file(tmp_path, FILE, code, ignored=["DeprecationWarning"])  # of fork with threads
 
 
 def test_a_process_with_an_idle_thread_ends(tmp_path: Path) -> None:
-    assert run_file(tmp_path, "ask('a')") == ["aTrue", "teardown"]
+    assert run(tmp_path, "ask('a')") == ["aTrue", "teardown"]
 
 
 def test_jobs_in_flight_at_exit_are_answered(tmp_path: Path) -> None:
     """Threads that are daemons are joined by nobody, as those of ``flask run``."""
     code = """
+    import atexit
+    from ventu_lite.batching import local
+    local._LAST_WORDS = 2.0  # on a busy machine they take longer
     ask("a")
+    may_go.clear()
+    atexit.register(may_go.set)
     for _ in range(4):
         threading.Thread(target=ask, args=("b",), daemon=True).start()
-    while service.runtime._model._queue.is_empty:
+    while service.runtime._model._queue._queue._deadlines.count < 4:
         time.sleep(0.001)
-    time.sleep(0.02)
     """
-    assert run_file(tmp_path, code) == ["aTrue", *["bTrue"] * 4, "teardown"]
+    assert run(tmp_path, code) == ["aTrue", *["bTrue"] * 4, "teardown"]
 
 
 def test_a_child_has_a_thread_and_jobs_of_its_own(tmp_path: Path) -> None:
@@ -894,25 +921,25 @@ def test_a_child_has_a_thread_and_jobs_of_its_own(tmp_path: Path) -> None:
     threads = [threading.Thread(target=ask, args=("b",)) for _ in range(3)]
     for thread in threads:
         thread.start()
-    while service.runtime._model._queue.is_empty:
+    while service.runtime._model._queue._queue.is_empty:
         time.sleep(0.001)
     pid = os.fork()
     if pid == 0:
-        assert service.runtime._model._queue.is_empty
+        assert service.runtime._model._queue._queue.is_empty
         ask("c")
         sys.exit()
     os.waitpid(pid, 0)
     for thread in threads:
         thread.join()
     """
-    printed = run_file(tmp_path, code)
+    printed = run(tmp_path, code)
     assert sorted(printed) == ["aTrue", *["bTrue"] * 3, "cFalse", "teardown"]
 
 
 def test_locks_that_threads_of_the_parent_hold_are_free_in_a_child() -> None:
     with Threads() as threads:
         threads.hold()
-        with threads.queue._changed:
+        with threads.queue._queue._changed:
             pid = os.fork()
             if pid == 0:
                 threads.policy = Policy(0.0)

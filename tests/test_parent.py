@@ -27,8 +27,15 @@ def test_an_orphan_is_known(
     assert is_orphan() == orphan
 
 
-def test_who_was_started_alone_stays() -> None:
+def test_who_was_started_alone_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is asked of the system: without its C library it would be told."""
+    monkeypatch.delenv(PARENT_VARIABLE, raising=False)
+    monkeypatch.setitem(sys.modules, "ctypes", None)  # to import it fails
     end_with_parent()
+    monkeypatch.setenv(PARENT_VARIABLE, str(os.getppid()))
+    if sys.platform.startswith("linux"):
+        with pytest.raises(ImportError):
+            end_with_parent()
 
 
 CHILD = """

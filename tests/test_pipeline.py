@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import re
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -9,12 +11,12 @@ import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 from werkzeug.exceptions import HTTPException, ImATeapot, abort
 from werkzeug.wrappers import Response as WerkzeugResponse
 
 from ventu_lite.config import Codec
-from ventu_lite.errors import InvalidPayload, JobExpired, NotReady
+from ventu_lite.errors import InvalidPayload, InvalidResponse, JobExpired, NotReady
 from ventu_lite.isolation import BatchInfer, SingleInfer
 from ventu_lite.outcomes import UNEXPECTED, Rejected
 from ventu_lite.pipeline import Mode, Outcome, Pipeline
@@ -65,7 +67,7 @@ def pipeline(
     mode: Mode = "batch",
     **stages: Any,
 ) -> Pipeline:
-    calls: Any = BatchInfer(model, timeout=5, clock=lambda: 0.0)
+    calls: Any = BatchInfer(model, timeout=5, clock=lambda: 0.0, on_blameless=lambda *_: None)
     if mode == "single":
         calls = SingleInfer(lambda item: model([item])[0])
     return Pipeline(
@@ -75,6 +77,7 @@ def pipeline(
         infer=calls,
         postprocess=stages.get("postprocess", postprocess),
         mode=mode,
+        last="infer (app.py:7)",
         clock=clock,
     )
 
@@ -176,6 +179,68 @@ def test_a_batch_of_rejected_items_calls_nothing() -> None:
 def test_the_seconds_of_each_step_are_told() -> None:
     run = pipeline(clock=clock_of(1.0, 1.5, 3.5, 7.5)).run([encoded("good", "json")])
     assert (run.preprocess, run.infer, run.postprocess) == (0.5, 2.0, 4.0)
+
+
+class Pair(BaseModel):
+    left: int
+    right: list[str]
+
+
+@pytest.mark.parametrize(
+    ("schema", "returned", "said"),
+    [
+        pytest.param(
+            int,
+            "SECRET",
+            "str of length 6, which does not fit the response schema int: Input should be a valid"
+            " integer, unable to parse string as an integer, found str of length 6",
+            id="alone",
+        ),
+        pytest.param(
+            Pair,
+            {"left": None, "right": ["SECRET", 7]},
+            "dict of length 2, which does not fit the response schema Pair: left: Input should be"
+            " a valid integer, found NoneType; right.1: Input should be a valid string, found int",
+            id="fields",
+        ),
+        pytest.param(
+            Pair,
+            {"text": "SECRET"},
+            "dict of length 1, which does not fit the response schema Pair: left: Field required;"
+            " right: Field required",
+            id="missing",
+        ),
+        pytest.param(
+            list[int],
+            ["SECRET"] * 1000,
+            r"list of length 1000, .*; 2: Input should be [^;]*, found str of length 6;"
+            " and 997 more",
+            id="many",
+        ),
+    ],
+)
+def test_a_response_of_a_wrong_type_is_told_by_stage_field_and_type(
+    schema: Any, returned: Any, said: str
+) -> None:
+    """What is no response may be what a client has sent, so that no value is told."""
+    bare = pipeline(
+        lambda batch: [returned], request=int, response=schema, preprocess=None, postprocess=None
+    )
+    (outcome,) = bare.run([b"1"]).outcomes
+    for rejected in (outcome, bare.finish_value(returned)):
+        assert isinstance(rejected, Rejected) and rejected.status == 500
+        assert isinstance(rejected.exc, InvalidResponse)
+        assert re.fullmatch(rf"infer \(app\.py:7\) returned {said}", str(rejected.exc))
+        assert "SECRET" not in "".join(traceback.format_exception(rejected.exc))
+
+
+def test_a_stage_that_cannot_make_its_response_keeps_its_own_error() -> None:
+    def make(result: Any) -> Pair:
+        return Pair(left="x", right=[])  # type: ignore[arg-type]
+
+    (outcome,) = pipeline(postprocess=make).run([encoded("good", "json")]).outcomes
+    assert isinstance(outcome, Rejected)
+    assert isinstance(outcome.exc, ValidationError)
 
 
 def test_stages_may_be_left_out() -> None:

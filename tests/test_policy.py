@@ -34,3 +34,4 @@ def test_fixed_wait_learns_nothing() -> None:
 
     assert policy.due_at(99.0, since=99.0, waiting=1, room=31, idle=1, busy=[]) == 99.01
     assert policy == FixedWait(0.01)
+    assert policy.explain() == "the wait is 10 ms"

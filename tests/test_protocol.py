@@ -466,6 +466,37 @@ def test_a_secret_needs_a_challenge(challenge: bytes | None) -> None:
         BatchingConnection(max_message=LIMIT, secret="s", challenge=challenge)
 
 
+# The size of messages
+
+
+def test_who_has_no_batch_may_send_little() -> None:
+    """Whoever connects must not fill the memory before it is known who he is."""
+    for pair in (ConnectionPair(), idle_pair()):
+        assert pair.to_batching((1024).to_bytes(4, "big")) == []
+    for pair in (ConnectionPair(), idle_pair()):
+        with pytest.raises(ProtocolError, match="frame of 1025 bytes, expected at most 1024"):
+            pair.to_batching((1025).to_bytes(4, "big"))
+
+
+def test_a_message_may_be_as_large_as_the_limit() -> None:
+    """So that what one end may send the other may receive."""
+    size = len(busy_pair().worker.send_results(Results({A: bytes(1 << 16), B: b"y"}))) - 4
+    largest = Results({A: bytes(LIMIT - size + (1 << 16)), B: b"y"})
+    pair = busy_pair()
+    data = pair.worker.send_results(largest)
+    assert len(data) == 4 + LIMIT
+    assert pair.to_batching(data) == [largest]
+
+
+def test_nobody_may_send_more_than_the_limit() -> None:
+    assert busy_pair().to_batching(LIMIT.to_bytes(4, "big")) == []
+    assert idle_pair().to_worker(LIMIT.to_bytes(4, "big")) == []
+    with pytest.raises(ProtocolError, match=f"frame of {LIMIT + 1} bytes"):
+        busy_pair().to_batching((LIMIT + 1).to_bytes(4, "big"))
+    with pytest.raises(ProtocolError, match=f"frame of {LIMIT + 1} bytes"):
+        idle_pair().to_worker((LIMIT + 1).to_bytes(4, "big"))
+
+
 # The end of the stream
 
 

@@ -125,12 +125,13 @@ class TestRelease:
 
         assert give(queue) == "ab"
 
-    def test_a_batch_is_full_when_the_message_is(self) -> None:
+    @pytest.mark.parametrize(("spare", "taken"), [(0, "ab"), (-1, "a")])
+    def test_a_batch_is_full_when_the_message_is(self, spare: int, taken: str) -> None:
         """Each job costs 43 bytes beside its payload, the message 5."""
-        queue = make_queue(max_wait=10.0, max_message=5 + 2 * 44)
+        queue = make_queue(max_wait=10.0, max_message=5 + 2 * 44 + spare)
         add(queue, "abc")
 
-        assert give(queue) == "ab"
+        assert give(queue) == taken
 
     def test_a_batch_tells_its_jobs_about_itself(self) -> None:
         """What the headers of the answer say."""
@@ -295,6 +296,26 @@ class TestAdd:
         with pytest.raises(Unavailable, match="the service is shutting down") as caught:
             add(queue, "a")
         assert (caught.value.status, caught.value.retry_after) == (503, 1.0)
+
+    def test_a_reason_to_refuse_new_jobs_leaves_those_that_wait(self) -> None:
+        queue = make_queue()
+        add(queue, "a")
+        queue.refuse("no worker starts")
+
+        with pytest.raises(Unavailable, match="no worker starts") as caught:
+            add(queue, "b")
+        assert (caught.value.status, caught.value.retry_after) == (503, 1.0)
+        assert give(queue) == "a"
+        queue.refuse("")
+        add(queue, "c")
+
+    def test_draining_is_the_last_reason(self) -> None:
+        queue = make_queue()
+        queue.drain()
+        queue.refuse("")
+
+        with pytest.raises(Unavailable, match="the service is shutting down"):
+            add(queue, "a")
 
     def test_a_refused_job_is_not_in_the_queue(self) -> None:
         """A shell may abandon what it could not add; no count must suffer."""
@@ -484,6 +505,8 @@ class TestDeaths:
 
         assert set(outcomes(queue).values()) == {WORKER_DIED}
         assert queue.is_empty
+        assert queue.waiting == 0
+        assert give(queue, "bob") == ""
 
     def test_tries_end_at_the_deadline(self) -> None:
         queue = make_queue()
@@ -603,6 +626,18 @@ class TestEnds:
         assert queue.waiting == 0
         assert queue.is_empty
 
+    def test_a_job_that_is_abandoned_between_two_tries_takes_no_place(self) -> None:
+        queue = make_queue()
+        jobs = add(queue, "ab")
+        give(queue)
+        queue.lose("ann", 0.0)
+        assert queue.waiting == 2
+
+        assert queue.abandon(jobs[0])
+        assert queue.waiting == 1
+        assert give(queue, "bob") == "b"
+        assert queue.waiting == 0
+
     def test_an_answered_job_cannot_be_abandoned(self) -> None:
         queue = make_queue()
         (job,) = add(queue, "a")
@@ -614,7 +649,7 @@ class TestEnds:
     def test_ten_thousand_waiting_jobs(self) -> None:
         """Whoever leaves in the middle, order and counts hold."""
         queue = make_queue(capacity=10_000, max_batch_size=5_000)
-        jobs = [Job(f"{n:036d}", b"", 0, 0.0, 100.0 + n * 7919 % 10_000, n) for n in range(10_000)]
+        jobs = [Job(f"{n:036d}", b"", 0, 0.0, 100.0 + n * 7919 % 10_000) for n in range(10_000)]
         for job in jobs:
             queue.add(job)
         for job in jobs[::2]:
@@ -624,7 +659,7 @@ class TestEnds:
         batch = queue.take(0.0)
 
         assert batch is not None
-        assert [job.context for job in batch.jobs.values()] == list(range(1, 10_000, 2))
+        assert [int(id) for id in batch.jobs] == list(range(1, 10_000, 2))
 
 
 class TestTime:
@@ -711,9 +746,10 @@ class TestKeys:
         queue = make_queue(make_policy=lambda: policies[1])
         queue.ready("ann", 0.0)
         self.keyed(queue, "a")
-        assert names_of(queue.take(0.0)) == "a"
+        batch = queue.take(0.0)
+        assert batch is not None and names_of(batch) == "a"
         self.keyed(queue, "A")
         queue.ready("bob", 0.0)
 
         assert queue.due_at(0.0) == 0.5
-        assert queue.explain() == "the wait is 0 ms"
+        assert queue.describe(batch).endswith(", 1 still wait; the wait is 0 ms")

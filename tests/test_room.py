@@ -9,7 +9,7 @@ import pytest
 from prometheus_client.mmap_dict import MmapedDict
 
 from ventu_lite import ConfigError
-from ventu_lite.room import _complaint, claim_room, give_back_room, is_owed
+from ventu_lite.room import _complaint, claim_if_owed, claim_room, give_back_room
 
 
 @pytest.fixture
@@ -48,37 +48,33 @@ def exit_code(child: Callable[[], bool]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def test_a_copy_of_a_process_owes_room_until_it_claims_it(folder: Path) -> None:
+def test_a_copy_of_a_process_claims_room_once_before_it_counts(folder: Path) -> None:
     def child() -> bool:
-        before = is_owed(), len(list(folder.iterdir()))
-        claim_room()
-        after = is_owed(), len(list(folder.iterdir()))
-        return (before, after) == ((True, 4), (False, 8))
+        before = len(list(folder.iterdir()))
+        claim_if_owed()
+        mine = list(folder.glob(f"*_{os.getpid()}.db"))
+        for path in mine:
+            path.unlink()
+        claim_if_owed()
+        return (before, len(mine), len(list(folder.iterdir()))) == (4, 4, 4)
 
     claim_room()
-    assert not is_owed()
     assert exit_code(child) == 0
-    assert not is_owed()
 
 
-def test_a_copy_without_a_directory_owes_nothing_for_long(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def child() -> bool:
-        claim_room()
-        return not is_owed()
-
-    monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR")
-    assert exit_code(child) == 0
+def test_who_is_no_copy_owes_nothing(folder: Path) -> None:
+    claim_if_owed()
+    assert not list(folder.iterdir())
 
 
 def test_a_copy_that_finds_no_room_goes_on_owing_it(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def child() -> bool:
-        with pytest.raises(ConfigError, match="make room there"):
-            claim_room()
-        return is_owed()
+        for _ in range(2):
+            with pytest.raises(ConfigError, match="make room there"):
+                claim_if_owed()
+        return True
 
     monkeypatch.setattr("os.posix_fallocate", _fails_with(errno.ENOSPC), raising=False)
     assert exit_code(child) == 0

@@ -1,9 +1,6 @@
 """One service in one process: turns, deadlines, set-up, warm-up, health."""
 
 import os
-import subprocess
-import sys
-import textwrap
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from programs import run_file
 from prometheus_client import REGISTRY
 
 from ventu_lite import Example, InvalidPayload, JobExpired, NotReady, Service, VentuError
@@ -320,6 +318,25 @@ def test_a_worker_behind_a_batching_service_answers_no_http() -> None:
     assert sample("ventu_workers", service, protocol="http") == 0
 
 
+def test_a_batch_that_is_too_large_for_the_model_is_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    service = Service("too large", request=int, response=int)
+
+    @service.infer(batch=True)
+    def infer(batch: list[int]) -> list[int]:
+        if len(batch) > 2:
+            raise MemoryError("no room on the device")
+        return batch
+
+    with caplog.at_level("WARNING", "ventu_lite"):
+        assert service.predict_batch([1, 2, 3, 4]) == [1, 2, 3, 4]
+    (record,) = caplog.records
+    assert "raised for 4 items together" in record.message
+    assert "MemoryError: no room on the device (" in record.message
+    assert record.message.endswith("if that comes again, lower max_batch_size")
+
+
 # ------------------------------------------------------------------------------ values
 
 
@@ -603,26 +620,16 @@ begun, go = threading.Event(), threading.Event()
 """
 
 
-def run_file(tmp_path: Path, code: str, *args: str) -> list[str]:
-    path = tmp_path / "model.py"
-    path.write_text(FILE + textwrap.dedent(code))
-    done = subprocess.run(
-        [sys.executable, "-W", "error", str(path), *args],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        cwd=tmp_path,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout.split()
+def run(tmp_path: Path, code: str, *args: str) -> list[str]:
+    return run_file(tmp_path, FILE, code, *args)
 
 
 def test_importing_and_composing_run_nothing(tmp_path: Path) -> None:
-    assert run_file(tmp_path, "app = service.app; service.blueprint") == []
+    assert run(tmp_path, "app = service.app; service.blueprint") == []
 
 
 def test_teardown_runs_at_exit_once(tmp_path: Path) -> None:
-    printed = run_file(tmp_path, "service.predict(1); service.predict(2); print('end')")
+    printed = run(tmp_path, "service.predict(1); service.predict(2); print('end')")
     assert printed == ["set-up", "end", "teardown"]
 
 
@@ -636,7 +643,7 @@ def test_a_child_of_a_ready_process_is_ready_and_owns_nothing(tmp_path: Path) ->
     os.waitpid(pid, 0)
     print(service.predict(6), flush=True)
     """
-    assert run_file(tmp_path, code) == ["set-up", "5", "6", "teardown"]
+    assert run(tmp_path, code) == ["set-up", "5", "6", "teardown"]
 
 
 def test_a_child_of_a_process_in_set_up_does_its_own(tmp_path: Path) -> None:
@@ -652,7 +659,7 @@ def test_a_child_of_a_process_in_set_up_does_its_own(tmp_path: Path) -> None:
     go.set()
     service.predict(1)
     """
-    printed = run_file(tmp_path, code, "slow")
+    printed = run(tmp_path, code, "slow")
     assert printed == ["set-up", "set-up", "teardown", "parent", "teardown"]
 
 

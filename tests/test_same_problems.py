@@ -1,15 +1,18 @@
-"""The same bytes get the same problem document from Flask and from ``serve``."""
+"""The same bytes get the same answer from Flask and from ``serve``, and are counted alike."""
 
 import json
+import re
 import socket
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
-from urllib.parse import urljoin
 
 import msgpack
 import pytest
 from processes import TIMEOUT, Server, flask_run, serve, short_directory
+from prometheus_client.parser import text_string_to_metric_families
+from waiting import until
 
 APP = """
 from flask import abort
@@ -23,7 +26,14 @@ service = Service("same", response=int, max_body=1000, api_key="key")
 
 @service.infer(batch=True)
 def infer(batch: list[Request]):
-    return [abort(418, "no coffee") if item.text == "tea" else 1 / 0 for item in batch]
+    return [ABORTS[item.text]() if item.text in ABORTS else len(item.text) // 3 for item in batch]
+
+ABORTS = {
+    "tea": lambda: abort(418, "no coffee"),
+    "rude": lambda: abort(422, "mind your words"),
+    "late": lambda: abort(503, "closed"),
+    "odd": lambda: 1 / 0,
+}
 
 app = service.app
 """
@@ -59,6 +69,20 @@ class Case:
     allow: str = ""
     packed: bool = False
     from_worker: bool = False
+
+    @property
+    def path(self) -> str:
+        """The path, as Flask sees it."""
+        return "/" + self.target.partition("?")[0].lstrip("/")
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What it adds to the metrics: requests by status, rejections by reason."""
+        if self.path != "/inference" or self.method != "POST":
+            return {}
+        if self.status in (400, 406, 413, 415, 422):
+            return {str(self.status): 1, "invalid": 1}
+        return {str(self.status): 1} | ({"failed": 1} if self.from_worker else {})
 
     def request(self) -> bytes:
         """Return its bytes."""
@@ -139,22 +163,40 @@ CASES = {
     "zipped": Case(
         415, "content encoding 'gzip' is not read", b"{}", (JSON, "Content-Encoding: gzip")
     ),
+    "two slashes": Case(
+        418, "no coffee", b'{"text": "tea"}', target="//inference", from_worker=True
+    ),
+    "two slashes and no key": Case(401, "send the key", b"{}", target="//inference", key=""),
+    "two slashes, nowhere": Case(404, "no such route", target="//nowhere"),
+    "two slashes, POST to health": Case(405, "ask with GET", b"{}", target="//health", allow=GET),
     "what a stage says": Case(418, "no coffee", b'{"text": "tea"}', from_worker=True),
+    "what a stage cannot read": Case(422, "mind your words", b'{"text": "rude"}', from_worker=True),
+    "a stage that is closed": Case(503, "closed", b'{"text": "late"}', from_worker=True),
     "no field": Case(422, "1 field does not fit", b"{}", from_worker=True),
     "no field in msgpack": Case(
         422, "1 field does not fit", b"\x80", (MSGPACK,), packed=True, from_worker=True
     ),
-    "a stage that fails": Case(500, "the service failed", b'{"text": "ab"}', from_worker=True),
+    "a stage that fails": Case(500, "the service failed", b'{"text": "odd"}', from_worker=True),
 }
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a server said: the status, the headers by lower-case name, the problem document."""
+    """What a server said: the status line, the headers by lower-case name, the body."""
 
-    status: int
+    line: str
     headers: dict[str, str]
-    document: dict[str, Any]
+    body: bytes
+
+    @property
+    def status(self) -> int:
+        return int(self.line.split()[1])
+
+    @property
+    def document(self) -> dict[str, Any]:
+        is_packed = self.headers["content-type"] == "application/msgpack"
+        document: dict[str, Any] = (msgpack.unpackb if is_packed else json.loads)(self.body)
+        return document
 
     @property
     def allow(self) -> str:
@@ -169,10 +211,20 @@ def ask(server: Server, request: bytes) -> Answer:
     head, _, body = data.partition(b"\r\n\r\n")
     line, *lines = head.decode("latin-1").split("\r\n")
     pairs = (field.partition(":") for field in lines)
-    headers = {name.lower(): value.strip() for name, _, value in pairs}
-    is_packed = headers["content-type"] == "application/msgpack"
-    document = msgpack.unpackb(body) if is_packed else json.loads(body)
-    return Answer(int(line.split()[1]), headers, document)
+    return Answer(line, {name.lower(): value.strip() for name, _, value in pairs}, body)
+
+
+def counts(server: Server) -> Counter[str]:
+    """Return what was counted so far: requests by status, rejections by reason."""
+    text = server.get("/metrics").body.decode()
+    return Counter(
+        {
+            sample.labels.get("status") or sample.labels["reason"]: sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.name in ("ventu_request_seconds_count", "ventu_rejected_total")
+        }
+    )
 
 
 @pytest.fixture(scope="module")
@@ -184,18 +236,13 @@ def servers() -> Iterator[tuple[Server, Server]]:
             serve("app.py", "--workers=1", cwd=directory) as front,
         ):
             front.process.wait_for("ready on")
+            until(lambda: flask.get("/readyz").status == 200)
             yield flask, front
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_both_say_the_same(servers: tuple[Server, Server], case: Case) -> None:
     flask, front = (ask(server, case.request()) for server in servers)
-    instances = [urljoin(case.target, answer.document.pop("instance")) for answer in (flask, front)]
-    path, _, id = instances[0].partition("#")
-    assert id == "given"
-    assert instances[1].partition("#")[0] == path == case.target.partition("?")[0]
-    if not case.from_worker:
-        assert instances[1] == instances[0]
     for answer in (flask, front):
         assert answer.status == answer.document["status"] == case.status
         assert answer.headers["x-request-id"] == "given"
@@ -204,9 +251,45 @@ def test_both_say_the_same(servers: tuple[Server, Server], case: Case) -> None:
         assert answer.allow == case.allow
         assert answer.document["detail"].startswith(case.detail)
     assert ("www-authenticate" in flask.headers) == ("www-authenticate" in front.headers)
+    one, other = flask.document, front.document
+    assert front.line.endswith(f" {other['title']}")  # werkzeug has words of its own
+    instances = [document.pop("instance") for document in (one, other)]
+    assert instances[0] == f"{case.path}#given"
+    if case.from_worker:
+        assert re.fullmatch(rf"{case.path}#[0-9a-f-]{{36}}", instances[1])
+    else:
+        assert instances[1] == instances[0]
     if case.status == 406:  # `serve` can only answer in the codec of the request
-        del flask.document["detail"], front.document["detail"]
-    assert flask.document == front.document
+        del one["detail"], other["detail"]
+    assert one == other
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_both_count_the_same(servers: tuple[Server, Server], case: Case) -> None:
+    for server in servers:
+        before = counts(server)
+        ask(server, case.request())
+        assert counts(server) - before == case.counts
+
+
+def test_good_answers_and_questions_for_methods_are_counted_alike(
+    servers: tuple[Server, Server],
+) -> None:
+    good = Case(200, "", b'{"text": "four"}')
+    methods = Case(200, "", method="OPTIONS")
+    for server in servers:
+        before = counts(server)
+        assert ask(server, good.request()).body == b"1"
+        assert ask(server, methods.request()).status == 200
+        assert counts(server) - before == {"200": 1}
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/health"])
+def test_probes_get_the_same_bytes(servers: tuple[Server, Server], path: str) -> None:
+    one, other = (server.get(path) for server in servers)
+    assert (one.status, one.body) == (other.status, other.body)
+    for name in ("Content-Type", "Cache-Control"):
+        assert one.headers[name] == other.headers[name]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,9 @@ from typing import Any
 
 import msgpack
 import pytest
-from processes import ROOT, TIMEOUT, Server, environment, flask_run, serve
+from processes import ROOT, TIMEOUT, Server, command, environment, flask_run, serve
+
+from ventu_lite.options import CRASHED
 
 SAMPLES = ROOT / "samples"
 
@@ -176,6 +178,17 @@ def tiny_model(folder: Path) -> None:
         vocab_size=len(words), dim=16, hidden_dim=32, n_heads=2, n_layers=2
     )
     transformers.DistilBertForSequenceClassification(config).save_pretrained(folder)
+
+
+def test_distilbert_without_the_hub_says_what_to_do(tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="needs ventu-lite[distilbert]")
+    pytest.importorskip("torch", reason="needs ventu-lite[distilbert]")
+    env = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    done = command("--app", SAMPLES / "distilbert.py", "check", env=env)
+    assert done.returncode == CRASHED, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if "the service cannot be checked" in line]
+    assert "MODEL=DIRECTORY names what save_pretrained wrote" in line
+    assert "site-packages" not in done.stderr
 
 
 @pytest.fixture(scope="class")

@@ -48,6 +48,7 @@ def value_of(setting: str) -> str | None:
         pytest.param(f"{SECRET}\r\n", SECRET, id="a line of Windows"),
         pytest.param(f"{SECRET}\n\n", SECRET, id="an empty line after it"),
         pytest.param(f" {SECRET} ", f" {SECRET} ", id="spaces belong to it"),
+        pytest.param(f"\ufeff{SECRET}\r\n", SECRET, id="the mark of an editor before it"),
         pytest.param("é" * 2048, "é" * 2048, id="as long as it may be"),
     ],
 )
@@ -100,8 +101,9 @@ def test_the_variables_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
     assert unknown_variables() == {"VENTU_WORKER_SECRETFILE": "VENTU_WORKER_SECRET_FILE"}
 
 
-def test_an_empty_name_is_no_open_door(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VENTU_WORKER_SECRET_FILE", "")
+@pytest.mark.parametrize("value", ["", " \t"], ids=["nothing", "blanks"])
+def test_an_empty_name_is_no_open_door(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("VENTU_WORKER_SECRET_FILE", value)
     with pytest.raises(ConfigError, match="^VENTU_WORKER_SECRET_FILE is empty: give it a value"):
         Config()
 
@@ -111,6 +113,17 @@ def test_an_empty_name_is_no_open_door(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         pytest.param(b"", "is empty: write the secret into it, or remove", id="empty"),
         pytest.param(b"\n", "is empty: write the secret into it, or remove", id="an empty line"),
+        pytest.param(
+            b" \t\r\n ", "is empty: write the secret into it, or remove", id="white space"
+        ),
+        pytest.param(b"\xef\xbb\xbf\n", "is empty: write the secret into it, or", id="only a mark"),
+        pytest.param(
+            b"one\ntwo", "is no single line of text: is it the right file", id="two lines"
+        ),
+        pytest.param(b"a\0b\0c\0", "is no single line of text: is it the right file", id="UTF-16"),
+        pytest.param(
+            b"x" * 70_000, "holds more than 4096 bytes: is it the right", id="over 64 KiB"
+        ),
         pytest.param(b"x" * 4097, "holds more than 4096 bytes: is it the right", id="large"),
         pytest.param(b"\xff" * 10, "is no text in UTF-8: is it the right file", id="no text"),
     ],
@@ -142,6 +155,28 @@ def test_a_file_that_cannot_be_read_is_named(
     monkeypatch.setenv("VENTU_API_KEY_FILE", path)
     with pytest.raises(ConfigError, match=f"^VENTU_API_KEY_FILE='{path}' {message}"):
         Config()
+
+
+NOBODY = 65534
+
+
+def test_a_file_of_somebody_else_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mode says who may read it; root, who may do all, becomes somebody else for that."""
+    own = os.geteuid()
+    user = own or NOBODY
+    with short_directory() as directory:
+        directory.chmod(0o755)
+        monkeypatch.chdir(directory)
+        (directory / "secret").write_text(SECRET)
+        (directory / "secret").chmod(0o000)
+        monkeypatch.setenv("VENTU_API_KEY_FILE", "secret")
+        said = f"^VENTU_API_KEY_FILE='secret' cannot be read: Permission denied; let user {user} "
+        try:
+            os.seteuid(user)
+            with pytest.raises(ConfigError, match=said):
+                Config()
+        finally:
+            os.seteuid(own)
 
 
 # ---------------------------------------------------------------------------- real processes

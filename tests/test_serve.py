@@ -11,9 +11,8 @@ from flask import Flask
 from ventu_lite import RegistrationError, Service
 from ventu_lite import serve as module
 from ventu_lite.addresses import UnixAddress
-from ventu_lite.blueprint import services_of
 from ventu_lite.cli import _as_environment
-from ventu_lite.config import Config
+from ventu_lite.mounting import services_of
 from ventu_lite.serve import Plan, refuse_skipped_hooks
 
 
@@ -22,22 +21,6 @@ def make_plan(app_path: str | None = None, **options: Any) -> Plan:
     service.infer(**options)(lambda batch: batch)
     app = service.app
     return Plan(app, services_of(app)["--odd name"], app_path, workers=1)
-
-
-@pytest.mark.parametrize(
-    ("options", "setting", "size"),
-    [
-        ({"batch": True, "max_batch_size": 16}, 64, 16),
-        ({"batch": True, "max_batch_size": 64}, 16, 16),
-        ({"batch": True}, 64, 64),
-        ({}, 64, 64),
-    ],
-)
-def test_the_ceiling_of_the_decorator_holds(
-    options: dict[str, Any], setting: int, size: int
-) -> None:
-    config = Config(max_batch_size=setting)
-    assert module._max_batch_size(make_plan(**options).service, config) == size
 
 
 @pytest.mark.parametrize("app_path", [None, "mine:app"])

@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from processes import (
 )
 from prometheus_client.parser import text_string_to_metric_families
 from sentences import JSON, MSGPACK, assert_answers, assert_routes, over_http
+from waiting import until
 
 from ventu_lite.options import CANNOT_LISTEN, WRONG_USAGE
 
@@ -80,14 +81,6 @@ def directory() -> Iterator[Path]:
     with short_directory() as path:
         (path / "app.py").write_text(MODEL)
         yield path
-
-
-def until(claim: Callable[[], bool]) -> None:
-    """Wait until a claim holds."""
-    deadline = time.monotonic() + TIMEOUT
-    while not claim():
-        assert time.monotonic() < deadline, "it never came to that"
-        time.sleep(0.01)
 
 
 def batches(directory: Path) -> list[tuple[int, list[str]]]:
@@ -239,6 +232,7 @@ def test_what_must_not_run_twice_does_not(directory: Path, how: str) -> None:
         assert statuses(Crowd(server, ["die"]).answers()) == {500: 1}
         assert server.infer(b'"x"').status == 200
         assert [items for _, items in batches(directory)] == [["die"], ["x"]]
+        assert "--no-retry" not in server.process.output  # it is no advice for who runs `serve`
 
 
 def test_a_worker_that_holds_a_batch_for_too_long_is_killed(directory: Path) -> None:
@@ -276,10 +270,48 @@ def test_a_set_up_that_fails_is_tried_for_ever(directory: Path) -> None:
         server.process.wait_for("exit code 1 after .* ready: OSError: .*; .* again in 0.5 s")
         assert server.get("/livez").status == server.get("/own/you").status == 200
         assert server.get("/readyz").status == server.get("/health").status == 503
-        assert server.infer(b'"x"', X_Request_Timeout="0.2").status == 504
+        answer = server.infer(b'"x"')
+        assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
+        assert json.loads(answer.body)["detail"] == (
+            "the workers fail before they are ready; the log says why"
+        )
+        assert samples(server)["ventu_rejected_total/invalid"] == 0
         (directory / "fail_in_setup").unlink()
         server.process.wait_for("ready on")
         assert server.infer(b'"x"').status == 200
+
+
+def test_who_came_before_a_start_failed_waits_for_the_next(directory: Path) -> None:
+    """Whoever comes later is told at once; what was accepted has its time."""
+    (directory / "fail_in_setup").touch()
+    (directory / "wait_in_setup").touch()
+    with serve("app", cwd=directory, env={"VENTU_TIMEOUT": "40"}) as server:
+        crowd = Crowd(server, ["early"])
+        until(lambda: samples(server)["ventu_queue_jobs"] == 1)
+        (directory / "wait_in_setup").unlink()
+        server.process.wait_for("it is started again at once")
+        assert server.infer(b'"late"').status == 503
+        (directory / "fail_in_setup").unlink()
+        assert [answer.body for answer in crowd.answers()] == [b'"EARLY"']
+        assert server.infer(b'"later"').status == 200
+
+
+def test_as_long_as_one_worker_may_get_ready_requests_wait(directory: Path) -> None:
+    text = MODEL.replace(
+        "    wait_while",
+        "    if os.environ['CUDA_VISIBLE_DEVICES'] == '0': 1 / 0\n    wait_while",
+        1,
+    )
+    assert text != MODEL
+    (directory / "app.py").write_text(text)
+    (directory / "wait_in_setup").touch()
+    options = ("--workers", "2", "--devices", "0,1")
+    with serve("app", *options, cwd=directory, env={"VENTU_TIMEOUT": "40"}) as server:
+        server.process.wait_for("ZeroDivisionError.* it is started again in")
+        crowd = Crowd(server, ["x"])
+        until(lambda: samples(server)["ventu_queue_jobs"] == 1)
+        (directory / "wait_in_setup").unlink()
+        assert [answer.status for answer in crowd.answers()] == [200]
 
 
 # ------------------------------------------------------------------------- load and time

@@ -13,6 +13,7 @@ import pytest
 from msgpack import packb, unpackb
 from peers import Capture, pieces
 from processes import TIMEOUT, short_directory
+from waiting import turn_until
 
 from ventu_lite.addresses import Address, TCPAddress, UnixAddress
 from ventu_lite.batching.http import run
@@ -67,12 +68,10 @@ class Stage:
         return Worker(*await asyncio.open_unix_connection(self.unix))
 
     async def until_waiting(self, count: int) -> None:
-        while self.service.dispatcher.queue.waiting != count:
-            await asyncio.sleep(0.001)
+        await turn_until(lambda: self.service.dispatcher.queue.waiting == count)
 
     async def until_ready(self, count: int) -> None:
-        while self.service.ready_workers != count:
-            await asyncio.sleep(0.001)
+        await turn_until(lambda: self.service.ready_workers == count)
 
 
 class Worker(NamedTuple):
@@ -266,8 +265,7 @@ def test_a_worker_that_comes_while_a_service_ends_is_given_what_was_accepted() -
         asking = asyncio.ensure_future(stage.ask("/inference", b"1"))
         await stage.until_waiting(1)
         stopping = asyncio.ensure_future(stage.service.stop())
-        while stage.service._http_servers[0].is_serving():
-            await asyncio.sleep(0.001)
+        await turn_until(lambda: not stage.service._http_servers[0].is_serving())
         worker = await stage.worker()
         await worker.says(READY)
         await worker.answers()

@@ -24,15 +24,19 @@ class Jobs:
 
     def __init__(self) -> None:
         self.waiting: list[Any] = []
-        self.is_full = False
+        self.refuses_with: Exception | None = None
+        self.refusal = ""
         self.now = 100.0
 
     def clock(self) -> float:
         return self.now
 
+    def moment(self) -> float:
+        return self.now - 0.25
+
     def add(self, job: Any) -> None:
-        if self.is_full:
-            raise QueueFull("8 jobs wait already")
+        if self.refuses_with is not None:
+            raise self.refuses_with
         self.waiting.append(job)
 
     def answer(self, *bodies: bytes) -> None:
@@ -85,7 +89,7 @@ def test_the_examples_run_as_jobs() -> None:
         place.ask()
         (one, two) = place.jobs.waiting
         assert (one.payload, two.payload) == (b"1", b"2")
-        assert (len(one.id), one.queued_at, one.deadline) == (36, 100.0, 105.0)
+        assert (len(one.id), one.queued_at, one.deadline) == (36, 99.75, 104.75)
         assert one.id != two.id
         assert place.said() == []
         place.jobs.answer(b"10", b"anything")
@@ -124,6 +128,8 @@ def test_another_answer_than_expected_is_an_error() -> None:
     ("fail", "detail"),
     [
         (lambda job: job.answered(422, b"{}", b""), "example 0: status 422"),
+        (lambda job: job.answered(200, b"fine", b""), "example 0: the answer cannot be read: "),
+        (lambda job: job.answered(200, b"9" * 400, b""), "example 0: the answer cannot be read: "),
         (lambda job: job.failed(Failure(504, "expired", "too late")), "status 504: too late"),
     ],
 )
@@ -136,14 +142,28 @@ def test_an_example_that_fails_is_an_error(fail: Callable[[Any], None], detail: 
         assert (ok, inference) == (False, "Error")
         assert detail in said
 
-    play(test, 1, 2)
+    play(test, (1, 1), (2, 2))
 
 
 def test_a_full_queue_is_an_error() -> None:
     def test(place: Place) -> None:
-        place.jobs.is_full = True
+        place.jobs.refuses_with = QueueFull("8 jobs wait already")
         place.ask()
         assert place.said() == [(False, "Error", "example 0: 8 jobs wait already")]
+
+    play(test, 1, 2)
+
+
+def test_an_example_that_cannot_be_queued_leaves_nobody_without_an_answer() -> None:
+    def test(place: Place) -> None:
+        place.jobs.refuses_with = RuntimeError("a policy that is broken")
+        place.ask()
+        assert place.said() == [(False, "Error", "example 0: a policy that is broken")]
+        place.jobs.refuses_with = None
+        place.jobs.now += HEALTH_CACHE + 1
+        place.ask()
+        place.jobs.answer(b"1", b"2")
+        assert place.said() == [GOOD]
 
     play(test, 1, 2)
 
@@ -164,5 +184,8 @@ def test_without_a_worker_no_example_is_run() -> None:
         place.ask()
         assert place.said() == [(False, "Error", "no worker is connected")]
         assert not place.jobs.waiting
+        place.jobs.refusal = "no worker starts"
+        place.ask()
+        assert place.said() == [(False, "Error", "no worker starts")]
 
     play(test, 1)

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -40,12 +41,14 @@ def directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.mark.parametrize(
     ("delays", "was_ready"),
     [
-        pytest.param([-1, 0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0], False, id="never-ready"),
+        pytest.param(
+            [None, 0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0], False, id="never-ready"
+        ),
         pytest.param([30.0, 0.0], True, id="was-ready"),
     ],
 )
 def test_delays_grow_while_a_worker_does_not_get_ready(
-    delays: list[float], was_ready: bool
+    delays: list[float | None], was_ready: bool
 ) -> None:
     for before, after in zip(delays, delays[1:], strict=False):
         assert next_delay(before, was_ready=was_ready) == after
@@ -144,6 +147,45 @@ def test_a_worker_that_cannot_start_is_tried_for_ever(
     assert re.search(f"{said} in 1 s", caplog.messages[2])
 
 
+def test_it_fails_while_no_worker_gets_ready(directory: Path) -> None:
+    async def test() -> None:
+        told: list[bool] = []
+
+        def note() -> None:
+            told.append(supervisor.is_failing)
+
+        supervisor: Supervisor = make(2, on_failure=note)
+        supervisor.start()
+        one, other = await pids(2)
+        assert told_by(supervisor, told) == (False, [])
+        assert supervisor.worker_is_ready(one)
+        supervisor.kill(other)
+        (*_, third) = await pids(3)
+        assert told_by(supervisor, told) == (False, [False])  # the other one is ready
+        supervisor.kill(one)
+        (*_, fourth) = await pids(4)
+        assert told_by(supervisor, told) == (False, [False])  # it was ready
+        supervisor.kill(fourth)
+        (*_, fifth) = await pids(5)
+        assert told_by(supervisor, told) == (True, [False, True])
+        assert supervisor.worker_is_ready(fifth)
+        supervisor.kill(third)
+        await pids(6)
+        assert told_by(supervisor, told) == (False, [False, True, False])
+        await supervisor.stop()
+        assert len(told) == 3
+
+    main(test)
+
+
+async def pids(count: int) -> list[int]:
+    return [pid for pid, _ in await started(count)]
+
+
+def told_by(supervisor: Supervisor, told: list[bool]) -> tuple[bool, list[bool]]:
+    return supervisor.is_failing, told
+
+
 def test_a_delay_is_no_reason_to_stop_late(directory: Path) -> None:
     (directory / "fail").touch()
 
@@ -190,14 +232,22 @@ def test_what_a_worker_has_said_of_its_end_is_told(
     )
 
 
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        ("on_end", "what worker 1 has left cannot be cleared away"),
+        ("last_words", "what worker 1 has left cannot be cleared away"),
+        ("on_failure", "worker 1 is lost; it is started again at once"),
+    ],
+)
 def test_trouble_after_a_workers_end_does_not_keep_the_next_from_starting(
-    directory: Path, caplog: pytest.LogCaptureFixture
+    directory: Path, caplog: pytest.LogCaptureFixture, call: str, said: str
 ) -> None:
-    def trouble(pid: int, was_ready: bool) -> None:
+    def trouble(*told: object) -> None:
         raise OSError("disk full")
 
     async def test() -> None:
-        supervisor = make(on_end=trouble)
+        supervisor = make(1, **{call: trouble})
         supervisor.start()
         ((pid, _),) = await started(1)
         supervisor.kill(pid)
@@ -205,7 +255,33 @@ def test_trouble_after_a_workers_end_does_not_keep_the_next_from_starting(
         await supervisor.stop()
 
     main(test)
-    assert "what worker 1 has left cannot be cleared away" in caplog.messages
+    assert said in caplog.messages
+    assert "OSError: disk full" in caplog.text
+
+
+def test_what_a_worker_has_left_is_cleared_away_in_a_thread_before_the_next_starts(
+    directory: Path,
+) -> None:
+    """It may have to wait for a thread that reads the files: all others go on meanwhile."""
+    is_read, steps = threading.Event(), []
+
+    def clear_away(pid: int, was_ready: bool) -> None:
+        assert is_read.wait(TIMEOUT)
+        steps.append(Path("log").read_text().count("started"))
+
+    async def test() -> None:
+        supervisor = make(on_end=clear_away)
+        supervisor.start()
+        ((pid, _),) = await started(1)
+        supervisor.kill(pid)
+        while supervisor.worker_is_ready(pid):  # it is ours until it has ended
+            await asyncio.sleep(0.01)
+        is_read.set()
+        await started(2)
+        assert steps == [1]
+        await supervisor.stop()
+
+    main(test)
 
 
 def test_a_worker_that_does_not_end_is_killed(

@@ -1,5 +1,7 @@
 """What is left of a traceback for the user, and the place in his code that it names."""
 
+import json
+import logging
 import sys
 import traceback
 from collections.abc import Callable
@@ -7,7 +9,14 @@ from collections.abc import Callable
 import pytest
 
 from ventu_lite import RegistrationError, Service, VentuError
-from ventu_lite.tracebacks import beginning_with_the_users, first_place_of, in_one_line, place_of
+from ventu_lite.tracebacks import (
+    beginning_with_the_users,
+    first_place_of,
+    in_one_line,
+    last_place_of,
+    place_of,
+    traceback_for,
+)
 
 
 def caught(fn: Callable[[], object]) -> BaseException:
@@ -51,6 +60,35 @@ def test_the_place_is_the_last_line_of_the_user() -> None:
     assert first_place_of(caught(outer)).startswith(f"{__file__}:")
 
 
+LIBRARY = compile("raise KeyError('theirs')", "/venv/site-packages/torch/nn.py", "exec")
+
+
+def misuse_of_a_library() -> None:
+    exec(LIBRARY, {"__name__": "torch.nn"})
+
+
+def misuse_of_the_standard_library() -> None:
+    json.loads("{")
+
+
+@pytest.mark.parametrize("fn", [misuse_of_a_library, misuse_of_the_standard_library])
+def test_the_place_is_the_users_where_a_library_raises(fn: Callable[[], None]) -> None:
+    exc = caught(fn)
+    assert place_of(exc) == line_of(fn)
+    assert last_place_of(exc).startswith(("/venv/site-packages/torch/nn.py:1", json.__path__[0]))
+    wrapped = VentuError("warm-up failed")
+    wrapped.__cause__ = exc
+    assert place_of(wrapped) == line_of(fn)
+
+
+def test_a_library_alone_is_the_place() -> None:
+    """The command line may name one as the app."""
+    exc = caught_by_us(misuse_of_a_library)
+    assert exc.__traceback__ and exc.__traceback__.tb_next
+    exc.__traceback__.tb_next = exc.__traceback__.tb_next.tb_next
+    assert place_of(exc) == "/venv/site-packages/torch/nn.py:1"
+
+
 def test_the_place_of_a_syntax_error_is_its_own() -> None:
     assert place_of(caught(lambda: compile("\n1 +", "model.py", "exec"))) == "model.py:2"
 
@@ -66,7 +104,8 @@ def test_what_was_never_in_the_users_code_has_no_place() -> None:
     [
         (OSError("two\n lines"), "OSError: two lines"),
         (VentuError("ours, in a sentence"), "ours, in a sentence"),
-        (VentuError("x" * 1000), "x" * 300),
+        (OSError("x" * 1000), "OSError: " + "x" * 291),
+        (VentuError("x" * 2000), "x" * 1000),
     ],
 )
 def test_one_line_is_one_line_and_no_page(exc: Exception, said: str) -> None:
@@ -136,3 +175,27 @@ def test_a_note_does_not_hide_what_was_raised() -> None:
     exc = ValueError("real reason")
     getattr(exc, "add_note")("see the manual")  # noqa: B009  # the types are those of 3.10
     assert in_one_line(exc) == "ValueError: real reason"
+
+
+def misspelt() -> None:
+    lenght = "what a user meant"
+    print(lenhgt, lenght)  # type: ignore[name-defined]  # noqa: F821  # and what he wrote
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="Python tells it from 3.12 on")
+def test_one_line_has_the_hint_that_python_gives() -> None:
+    assert "not defined. Did you mean: 'lenght'? (" in in_one_line(caught(misspelt))
+
+
+def test_what_is_told_in_one_line_is_not_told_again_below_it() -> None:
+    log = logging.getLogger("tests.tracebacks")
+    log.setLevel("INFO")
+    theirs = caught(fail)
+    assert traceback_for(theirs, log) is theirs
+    alone = VentuError("ours, in a sentence")
+    assert traceback_for(alone, log) is None
+    caused = VentuError("warm-up failed")
+    caused.__cause__ = theirs
+    assert traceback_for(caused, log) is caused
+    log.setLevel("DEBUG")
+    assert traceback_for(alone, log) is alone

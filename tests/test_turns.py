@@ -3,10 +3,10 @@
 import os
 import signal
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from waiting import until
 
 from ventu_lite import VentuError
 from ventu_lite.turns import Turns
@@ -16,10 +16,7 @@ PATIENCE = 10.0
 
 def wait_for(turns: Turns, count: int) -> None:
     """Wait until that many threads want a turn."""
-    until = time.monotonic() + PATIENCE
-    while len(turns._waiting) < count:
-        assert time.monotonic() < until
-        time.sleep(0.001)
+    until(lambda: len(turns._waiting) >= count)
 
 
 def test_turns_come_in_the_order_in_which_they_were_asked_for() -> None:

@@ -20,8 +20,14 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 from typing_extensions import TypedDict
 
 from ventu_lite.config import Codec
-from ventu_lite.errors import InvalidPayload, MalformedPayload, PayloadError, RegistrationError
-from ventu_lite.validation import MAX_FIELD_ERRORS, MAX_TEXT, Schema
+from ventu_lite.errors import (
+    InvalidPayload,
+    MalformedPayload,
+    PayloadError,
+    PayloadTooLarge,
+    RegistrationError,
+)
+from ventu_lite.validation import MAX_FIELD_ERRORS, MAX_PATIENCE, MAX_TEXT, Schema
 
 T = TypeVar("T")
 CODECS: tuple[Codec, ...] = ("json", "msgpack")
@@ -273,10 +279,32 @@ def test_errors_do_not_repeat_values() -> None:
 
 def test_long_names_are_cut_in_errors() -> None:
     """A client that is answered with his own megabytes costs more than he pays."""
-    with pytest.raises(InvalidPayload) as caught:
-        Schema(dict[str, int]).parse_value({"k" * 10_000: "x"})
-    (place,) = caught.value.errors[0]["loc"]
-    assert place == "k" * (MAX_TEXT - 1) + "…"
+    for given, shown in [
+        ("k" * 10_000, "k" * (MAX_TEXT - 1) + "…"),
+        ("k" * (MAX_TEXT + 1), "k" * (MAX_TEXT - 1) + "…"),
+        ("k" * MAX_TEXT, "k" * MAX_TEXT),
+    ]:
+        with pytest.raises(InvalidPayload) as caught:
+            Schema(dict[str, int]).parse_value({given: "x"})
+        assert caught.value.errors[0]["loc"] == [shown]
+
+
+def test_a_payload_may_be_as_large_as_its_limit() -> None:
+    schema = Schema(str, max_body=5)
+    assert schema.parse(b'"abc"', "json") == "abc"
+    with pytest.raises(PayloadTooLarge, match="^body of more than 5 bytes$"):
+        schema.parse(b'"abcd"', "json")
+
+
+def test_a_large_payload_in_msgpack_may_be_no_larger_in_json() -> None:
+    """A small one is not worth the count."""
+    limit = MAX_PATIENCE + 1000
+    schema = Schema(list[list[int]], max_body=limit)
+    small: list[list[int]] = [[]] * (MAX_PATIENCE - 3)  # a byte each, and 3 for the outer one
+    large: list[list[int]] = [[]] * (MAX_PATIENCE - 2)
+    assert schema.parse(msgpack.packb(small), "msgpack") == small
+    with pytest.raises(PayloadTooLarge, match=f"{limit} bytes of JSON"):
+        schema.parse(msgpack.packb(large), "msgpack")
 
 
 def test_bad_json_inside_a_field_is_an_error_of_that_field() -> None:

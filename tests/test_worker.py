@@ -3,13 +3,13 @@
 import contextlib
 import logging
 import os
+import queue
 import re
 import signal
 import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator
-from itertools import islice
 
 import msgpack
 import pytest
@@ -27,14 +27,7 @@ from ventu_lite.protocol import (
     Results,
     State,
 )
-from ventu_lite.worker import (
-    Reminders,
-    Worker,
-    backoff,
-    connect_tcp,
-    connect_unix,
-    stop_on_signals,
-)
+from ventu_lite.worker import Worker, connect_tcp, connect_unix, stop_on_signals
 
 A, B = "a" * 36, "b" * 36
 
@@ -306,10 +299,6 @@ def answers(peer: Peer) -> Iterator[Event]:
 # Losing and finding the batching service
 
 
-def test_delays_grow_up_to_a_limit() -> None:
-    assert list(islice(backoff(), 8)) == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
-
-
 def test_a_lost_connection_is_taken_up_again(caplog: pytest.LogCaptureFixture) -> None:
     seen: list[bool] = []
     with BatchingPeer() as peer:
@@ -342,34 +331,57 @@ def test_the_worker_waits_for_its_batching_service(
     ]
 
 
-def test_a_problem_that_lasts_is_told_at_growing_intervals() -> None:
-    now = 0.0
-    reminders = Reminders(lambda: now)
-    told = []
-    while now < 10_000:
-        if reminders.is_due("nobody there"):
-            told.append(now)
-        now += 5
-    assert told == [0, 30, 90, 210, 450, 930, 1890, 3810, 7410]
-
-
-def test_another_problem_is_told_at_once() -> None:
-    reminders = Reminders(lambda: 0.0)
-    problems = ["nobody there", "nobody there", "no such name", "nobody there"]
-    assert [reminders.is_due(problem) for problem in problems] == [True, False, True, True]
-    reminders.forget()
-    assert reminders.is_due("nobody there")
-
-
 def test_a_peer_that_closes_at_once_is_not_hammered(
     peer: Peer, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """And it is told once: that a connection was made does not mean that the problem is over."""
+    caplog.set_level(logging.DEBUG)
     with running(make_worker(peer.connect), peer.close):
         for _ in range(3):
             peer.accept().sock.close()
         peer.accept()
-    delays = [message.rpartition("; ")[2] for message in warnings_of(caplog)]
-    assert delays == [f"trying again in {delay} s" for delay in (0.1, 0.2, 0.4)]
+    delays = re.findall(r"trying again in (\S+) s", caplog.text)
+    assert delays[:3] == ["0.1", "0.2", "0.4"]
+    assert warnings_of(caplog) == [
+        "lost the peer: closed by the batching service; trying again in 0.1 s"
+    ]
+    assert caplog.text.count("connected to the peer") == 1
+
+
+def test_a_problem_that_comes_back_is_told_again(
+    peer: Peer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    with running(make_worker(peer.connect), peer.close):
+        for _ in range(2):
+            peer.accept().sock.close()
+        line = peer.accept()
+        line.receive()
+        line.send(a=b"")
+        line.receive()
+        line.sock.close()
+        peer.accept()
+    problem = "lost the peer: closed by the batching service; trying again in 0.1 s"
+    connected = "connected to the peer"
+    assert [record.getMessage() for record in caplog.records][:5] == [
+        *(connected, problem),
+        *(connected, problem),  # the one that got a batch
+        connected,
+    ]
+
+
+def test_who_hears_no_complaint_has_been_accepted(
+    peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An idle batching service says nothing."""
+    seen: queue.SimpleQueue[bool] = queue.SimpleQueue()
+    monkeypatch.setattr(session_module, "LASTING", 0.05)
+    with running(make_worker(peer.connect, on_connected=seen.put), peer.close):
+        line = peer.accept()
+        assert line.receive() == Ready()
+        assert seen.get(timeout=30)
+        line.sock.close()
+        assert not seen.get(timeout=30)
 
 
 def test_delays_start_again_after_a_batch(peer: Peer, caplog: pytest.LogCaptureFixture) -> None:
@@ -426,20 +438,30 @@ def test_a_peer_that_does_not_read_is_lost(peer: Peer, caplog: pytest.LogCapture
     assert warnings_of(caplog) == ["lost the peer: timed out; trying again in 0.1 s"]
 
 
-def test_a_wrong_secret_is_told_to_the_operator(caplog: pytest.LogCaptureFixture) -> None:
-    with BatchingPeer(secret="right") as peer, running(make_worker(peer.connect, secret="wrong")):
-        with pytest.raises(TimeoutError, match="1 of 1 jobs unanswered"):
-            peer.submit([b"x"], timeout=0.25)
-    assert {str(fault) for fault in peer.faults} == {"worker does not know the secret"}
-    assert "closed by the batching service, check VENTU_WORKER_SECRET" in warnings_of(caplog)[0]
+@pytest.mark.parametrize(
+    ("secret", "said"),
+    [
+        ("wrong", "closed by the batching service, check VENTU_WORKER_SECRET"),
+        (None, "batching service asks for a secret, set VENTU_WORKER_SECRET"),
+    ],
+    ids=["wrong", "missing"],
+)
+def test_who_does_not_know_the_secret_is_told_once_and_never_counts_as_connected(
+    caplog: pytest.LogCaptureFixture, secret: str | None, said: str
+) -> None:
+    seen: list[bool] = []
+    tries = threading.Semaphore(0)
+    with BatchingPeer(secret="right") as peer:
 
+        def connect() -> socket.socket:
+            tries.release()
+            return peer.connect()
 
-def test_a_missing_secret_is_told_to_the_operator(caplog: pytest.LogCaptureFixture) -> None:
-    with BatchingPeer(secret="right") as peer, running(make_worker(peer.connect)):
-        with pytest.raises(TimeoutError, match="1 of 1 jobs unanswered"):
-            peer.submit([b"x"], timeout=0.25)
-    text = "lost the peer: batching service asks for a secret, set VENTU_WORKER_SECRET"
-    assert text in warnings_of(caplog)[0]
+        with running(make_worker(connect, secret=secret, on_connected=seen.append)):
+            for _ in range(4):
+                assert tries.acquire(timeout=30)
+    assert not seen
+    assert warnings_of(caplog) == [f"lost the peer: {said}; trying again in 0.1 s"]
 
 
 # Stopping

@@ -1,19 +1,26 @@
 """The user's own routes behind our HTTP connections: as under any WSGI server."""
 
 import asyncio
+import json
 import logging
 import threading
+import tracemalloc
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, NamedTuple
 
+import msgpack
 import pytest
 from flask import Flask, Response, abort, jsonify, redirect, request, url_for
+from waiting import turn_until
 
 from ventu_lite.batching import wsgi
-from ventu_lite.batching.http import run
+from ventu_lite.batching.http import HttpServer, run
 from ventu_lite.batching.http_head import Head, read_head
 from ventu_lite.batching.http_request import Request
+from ventu_lite.batching.refusals import unreadable
 from ventu_lite.batching.wsgi import WSGIRoutes
+
+Connected = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 class Answer(NamedTuple):
@@ -21,7 +28,11 @@ class Answer(NamedTuple):
 
     status: int
     headers: list[tuple[str, str]]
-    body: bytes
+    body: bytes | None
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body or b"")
 
     def all(self, name: str) -> list[str]:
         return [value for key, value in self.headers if key == name]
@@ -41,7 +52,7 @@ class Asked(Request):
     def peer(self) -> str:
         return "192.0.2.7"
 
-    def respond(self, status: int, headers: bytes = b"", body: bytes = b"") -> None:
+    def respond(self, status: int, headers: bytes = b"", body: bytes | None = b"") -> None:
         lines = [line.partition(": ") for line in headers.decode("latin-1").split("\r\n") if line]
         self.said = Answer(status, [(name, value) for name, _, value in lines], body)
         self.is_answered.set()
@@ -68,7 +79,7 @@ def ask(app: Any, head: str, body: bytes = b"") -> Answer:
     """Ask an app once."""
 
     async def main() -> Answer:
-        routes = WSGIRoutes(app, "localhost")
+        routes = WSGIRoutes(app, "localhost", unreadable)
         routes.port = 8000
         try:
             return await answer_to(routes, make_request(head, body))
@@ -138,7 +149,7 @@ def test_the_environment_is_that_of_pep_3333() -> None:
         "Content-Type: text/plain\nX-Many: 1\nX-Many: 2\nCookie: a=1\nCookie: b=2",
         b"body",
     )
-    seen = Flask("json").json.loads(answer.body)
+    seen = answer.json
     assert seen["rest"] == "café/bar"
     assert seen["args"] == {"x": ["1", " y"]}
     expected = {
@@ -165,7 +176,7 @@ def test_the_environment_is_that_of_pep_3333() -> None:
 
 def test_names_with_underscores_do_not_pass_for_others() -> None:
     answer = ask(make_app(), "GET /environ HTTP/1.1\nX_Forwarded_For: 1.2.3.4\nX-Real: yes")
-    seen = Flask("json").json.loads(answer.body)
+    seen = answer.json
     assert seen["HTTP_X_REAL"] == "yes"
     assert "HTTP_X_FORWARDED_FOR" not in seen
     assert "CONTENT_LENGTH" not in seen
@@ -183,7 +194,7 @@ def test_urls_are_made_of_the_host_that_was_asked() -> None:
 
 def test_urls_without_a_host_are_made_of_the_address() -> None:
     async def main() -> Answer:
-        routes = WSGIRoutes(make_app(), "localhost")
+        routes = WSGIRoutes(make_app(), "localhost", unreadable)
         routes.port = 8000
         answer = await answer_to(routes, Asked(read_head(b"GET /there HTTP/1.0\r\n\r\n")))
         routes.close()
@@ -194,7 +205,7 @@ def test_urls_without_a_host_are_made_of_the_address() -> None:
 
 def test_cookies_go_both_ways() -> None:
     answer = ask(make_app(), "GET /cookies HTTP/1.1\nCookie: x=1; y=2")
-    assert Flask("json").json.loads(answer.body) == {"x": "1", "y": "2"}
+    assert answer.json == {"x": "1", "y": "2"}
     assert answer.all("Set-Cookie") == ["a=1; Path=/", "b=2; HttpOnly; Path=/"]
 
 
@@ -208,7 +219,7 @@ def test_a_chunked_body_is_read() -> None:
     made.body = b"joined"
 
     async def main() -> Answer:
-        routes = WSGIRoutes(make_app(), "h")
+        routes = WSGIRoutes(make_app(), "h", unreadable)
         answer = await answer_to(routes, made)
         routes.close()
         return answer
@@ -218,8 +229,37 @@ def test_a_chunked_body_is_read() -> None:
 
 def test_the_answer_to_head_has_the_size_of_the_body() -> None:
     answer = ask(make_app(), "HEAD /size/1000 HTTP/1.1")
-    assert len(answer.body) == 1000  # the connection sends the length alone
-    assert not answer.all("Content-Length")
+    assert (answer.body, answer.all("Content-Length")) == (None, ["1000"])
+
+
+@pytest.mark.parametrize(
+    ("status", "lines", "length"),
+    [
+        pytest.param(
+            "200 OK", [("Content-Length", str(600 * 2**20))], [str(600 * 2**20)], id="told"
+        ),
+        pytest.param("200 OK", [], [], id="not-told"),
+        pytest.param("200 OK", [("Content-Length", "long")], [], id="no-number"),
+        pytest.param("204 NO CONTENT", [("Content-Length", "5")], [], id="bodiless"),
+    ],
+)
+def test_head_costs_nothing_however_much_it_asks_about(
+    status: str, lines: list[tuple[str, str]], length: list[str]
+) -> None:
+    """Neither what an app tells of nor what it says too much is put together."""
+
+    def app(environ: Any, start_response: Any) -> Any:
+        start_response(status, lines)
+        return (b"%d" % n * 2**20 for n in range(10))
+
+    tracemalloc.start()
+    try:
+        answer = ask(app, "HEAD / HTTP/1.1")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (answer.body, answer.all("Content-Length")) == (None, length)
+    assert peak < 5 * 2**20
 
 
 @pytest.mark.parametrize("status", [204, 304, 400, 599])
@@ -238,7 +278,7 @@ def test_errors_are_the_apps_own(path: str, status: int) -> None:
 def test_an_exception_is_logged_and_answered(caplog: pytest.LogCaptureFixture) -> None:
     answer = ask(make_app(), "GET /fail HTTP/1.1")
     assert answer.status == 500
-    assert b"secret" not in answer.body
+    assert answer.body and b"secret" not in answer.body
     assert "KeyError: 'my secret'" in caplog.text
 
 
@@ -249,9 +289,11 @@ def test_an_app_that_fails_itself_is_logged_and_answered(
     def app(environ: Any, start_response: Any) -> Any:
         raise error
 
-    answer = ask(app, "GET / HTTP/1.1")
+    answer = ask(app, "GET / HTTP/1.1\nX-Request-ID: mine\nAccept: application/msgpack")
     assert answer.status == 500
-    assert answer.all("Content-Type") == ["application/problem+json"]
+    assert answer.all("Content-Type") == ["application/msgpack"]
+    assert answer.all("X-Request-ID") == ["mine"]
+    assert msgpack.unpackb(answer.body or b"")["instance"] == "/#mine"
     assert "the app failed on <Request b'GET' b'/'>" in caplog.text
 
 
@@ -326,7 +368,7 @@ def test_a_stream_without_end_ends_when_its_client_has_left() -> None:
         return forever()
 
     async def test() -> None:
-        routes, made = WSGIRoutes(app, "h"), make_request("GET / HTTP/1.1")
+        routes, made = WSGIRoutes(app, "h", unreadable), make_request("GET / HTTP/1.1")
         routes(made)
         await asyncio.to_thread(begun.wait, 20)
         made.is_gone = True
@@ -348,7 +390,7 @@ def test_what_nobody_waits_for_any_more_is_not_begun(monkeypatch: pytest.MonkeyP
         return []
 
     async def test() -> None:
-        routes = WSGIRoutes(app, "h")
+        routes = WSGIRoutes(app, "h", unreadable)
         first, left, last = (make_request(f"GET /{name} HTTP/1.1") for name in ("a", "b", "c"))
         routes(first)
         routes(left)
@@ -356,6 +398,90 @@ def test_what_nobody_waits_for_any_more_is_not_begun(monkeypatch: pytest.MonkeyP
         may_go.set()
         await answer_to(routes, last)
         assert called == ["/a", "/c"]
+        routes.close()
+
+    bounded(test)
+
+
+def test_bodies_of_clients_that_left_do_not_wait_for_a_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nobody counts them any more, so nobody may keep them."""
+    monkeypatch.setattr(wsgi, "THREADS", 1)
+    may_go = threading.Event()
+    called = []
+
+    def app(environ: Any, start_response: Any) -> Any:
+        called.append(environ["PATH_INFO"])
+        may_go.wait(60)
+        start_response("200 OK", [])
+        return [environ["wsgi.input"].read()]
+
+    async def say(port: int, path: bytes, body: bytes) -> Connected:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(
+            b"POST %b HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % (path, len(body))
+        )
+        writer.write(body)
+        return reader, writer
+
+    async def leave(server: HttpServer, port: int, size: int) -> None:
+        _, writer = await say(port, b"/left", b"x" * size)
+        await turn_until(lambda: server.held > size)
+        writer.transport.abort()
+        await turn_until(lambda: server.held < size)
+
+    async def test() -> None:
+        routes, size = WSGIRoutes(app, "h", unreadable), 2**20
+        server = HttpServer(routes, refuse=unreadable)
+        listener = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0)
+        port = listener.sockets[0].getsockname()[1]
+        _, first = await say(port, b"/first", b"a")
+        await turn_until(lambda: called)
+        tracemalloc.start()
+        try:
+            for _ in range(10):
+                await leave(server, port, size)
+            kept = tracemalloc.get_traced_memory()[0]
+        finally:
+            tracemalloc.stop()
+        assert kept < 3 * size
+        reader, last = await say(port, b"/last", b"body")
+        may_go.set()
+        assert (await reader.readuntil(b"body")).startswith(b"HTTP/1.1 200 ")
+        assert called == ["/first", "/last"]
+        for writer in (first, last):
+            writer.close()
+        listener.close()
+        await server.drain()
+        routes.close()
+
+    bounded(test)
+
+
+def test_a_client_that_leaves_while_its_body_is_taken_is_not_answered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The thread would else pass an empty body for that of the client."""
+    monkeypatch.setattr(wsgi, "THREADS", 1)
+    called = []
+
+    class Leaving(Asked):
+        @property
+        def headers(self) -> list[tuple[bytes, bytes]]:
+            self.is_gone, self.body = True, b""  # as the connection does, in its own thread
+            return super().headers
+
+    def app(environ: Any, start_response: Any) -> Any:
+        called.append(environ["PATH_INFO"])
+        start_response("200 OK", [])
+        return []
+
+    async def test() -> None:
+        routes = WSGIRoutes(app, "h", unreadable)
+        routes(Leaving(read_head(b"PUT /left HTTP/1.1\r\nHost: a\r\n\r\n"), b"body"))
+        await answer_to(routes, make_request("GET /other HTTP/1.1"))
+        assert called == ["/other"]
         routes.close()
 
     bounded(test)
@@ -374,10 +500,9 @@ def test_a_route_that_hangs_does_not_keep_the_process_from_its_end(
         return []
 
     async def test() -> None:
-        routes = WSGIRoutes(app, "h")
+        routes = WSGIRoutes(app, "h", unreadable)
         routes(make_request("GET / HTTP/1.1"))
-        while not begun.is_set():
-            await asyncio.sleep(0.001)
+        await turn_until(begun.is_set)
         routes.close()
 
     bounded(test)

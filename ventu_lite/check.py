@@ -8,13 +8,15 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final
 
 from .config import Codec
 from .errors import ConfigError
-from .examples import Probe, is_same_answer
+from .examples import Probe, difference_of
 from .outcomes import Rejected
 from .pipeline import Outcome
+from .tracebacks import in_one_line
 
 if TYPE_CHECKING:
     from .runtime import Runtime
@@ -77,22 +79,25 @@ def check(service: "Service", *, clock: Callable[[], float] = time.perf_counter)
     """Set a service up and try its examples in every company.
 
     Raises:
-        ConfigError: It has no examples.
+        ConfigError: Set-up succeeded, but there are no examples.
         Exception: Set-up failed, or an example is rejected in the warm-up.
     """
     composition = service.compose()
+    runtime = service.runtime
+    too_large = _TooLarge()
+    runtime.use_batch_function(too_large)
+    runtime.startup.run()
     if not composition.probes:
         raise ConfigError(
-            f"service {service.name!r} has no example to try; give it one or, better, two that"
-            " differ: Service(examples=[...])"
+            f"service {service.name!r} gets through its set-up, but nothing was asked: it has no"
+            " example. Give it one or, better, two requests that differ:"
+            f" Service({service.name!r}, examples=[...])"
         )
-    runtime = service.runtime
-    runtime.use_batch_function()
-    runtime.startup.run()
     examiner = _Examiner(runtime, composition.probes)
-    sizes = _sizes(service.max_batch_size)
-    complaints = examiner.complaints(sorted({1, 2, service.max_batch_size}))
+    sizes = _sizes(composition.max_batch_size)
+    complaints = examiner.complaints(sorted({1, 2, composition.max_batch_size}))
     timings = [examiner.time(size, clock) for size in sizes]
+    complaints += too_large.complaints()
     is_batch = runtime.pipeline.mode == "batch"
     remarks = _remarks(composition.probes, timings, is_batch, service.config.timeout)
     return Report(complaints, remarks, timings)
@@ -101,6 +106,26 @@ def check(service: "Service", *, clock: Callable[[], float] = time.perf_counter)
 def _sizes(most: int) -> list[int]:
     """Return 1, 2, 4, … and the largest."""
     return sorted({2**power for power in range(most.bit_length())} | {most})
+
+
+class _TooLarge:
+    """Takes note of the batches for which the function raised, though no item was to blame."""
+
+    def __init__(self) -> None:
+        self._failed: dict[int, tuple[str, BaseException]] = {}
+
+    def __call__(self, where: str, size: int, exc: BaseException) -> None:
+        self._failed[size] = where, exc
+
+    def complaints(self) -> list[str]:
+        """Return what is wrong with the smallest of them, if there were any."""
+        if not self._failed:
+            return []
+        size, (where, exc) = min(self._failed.items(), key=itemgetter(0))
+        return [
+            f"{where} raised for {size} items together, but for none of them in a smaller batch:"
+            f" {in_one_line(exc)}; lower max_batch_size"
+        ]
 
 
 class _Examiner:
@@ -117,11 +142,11 @@ class _Examiner:
     def complaints(self, sizes: Sequence[int]) -> list[str]:
         """Return how answers differ from those of the examples alone, and from the expected."""
         found = [
-            f"example {number}: the answer differs from the expected one"
+            f"example {number}: another answer than expected: {found.told('expected')}"
             for number, (probe, outcome) in enumerate(
                 zip(self._probes, self._alone, strict=True), 1
             )
-            if not isinstance(outcome, Rejected) and probe.differs(outcome)
+            if not isinstance(outcome, Rejected) and (found := probe.difference(outcome))
         ]
         for size in sizes:
             found += _summed_up(self._compare(size, bad_at=None))
@@ -162,7 +187,8 @@ class _Examiner:
             return f"status {outcome.status}, alone it is answered ({outcome.exc!r:.200})"
         if isinstance(alone, Rejected):
             return f"answered, alone it is rejected with {alone.status}"
-        return "" if is_same_answer(outcome, alone, self._codec) else "another answer than alone"
+        found = difference_of(alone, outcome, self._codec)
+        return f"another answer than alone: {found.told('alone')}" if found else ""
 
     def _run(self, payloads: Sequence[bytes]) -> list[Outcome]:
         return self._runtime.run(payloads).outcomes

@@ -28,7 +28,7 @@ from .options import (
     log_options,
 )
 from .signals import ended_by_signals
-from .tracebacks import beginning_with_the_users
+from .tracebacks import in_one_line, traceback_for
 
 if TYPE_CHECKING:
     from .health import Readiness
@@ -134,16 +134,11 @@ def _tell_why_it_ends(exc: BaseException) -> None:
     failures = shared_failures()
     failures.leave_note(exc)
     if failures.is_news(exc) or log.isEnabledFor(logging.DEBUG):
-        log.error("the worker ends", exc_info=_shown(exc))
-
-
-def _shown(exc: BaseException) -> BaseException:
-    """Return it with the frames that whoever has chosen this log level wants to see."""
-    return exc if log.isEnabledFor(logging.DEBUG) else beginning_with_the_users(exc)
+        log.error("the worker ends: %s", in_one_line(exc), exc_info=traceback_for(exc, log))
 
 
 def _serve_metrics(host: str, port: int, readiness: "Readiness") -> None:
-    from .exposition import serve
+    from .metrics_port import serve
 
     try:
         port = serve(host, port, readiness.why_not)
@@ -246,7 +241,8 @@ def check(
     except ConfigError:
         raise
     except Exception as exc:
-        log.error("the examples cannot be run", exc_info=_shown(exc))
+        said, shown = in_one_line(exc), traceback_for(exc, log)
+        log.error("the service cannot be checked: %s", said, exc_info=shown)
         sys.exit(CRASHED)
     for line in report.lines():
         click.echo(line)

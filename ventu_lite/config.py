@@ -194,7 +194,7 @@ def _refuse_empty_secrets() -> None:
     variables = {*_SECRETS.values(), *_files_of_secrets()}
     for said in _said_outside():
         for name, value in said.items():
-            if value == "" and name.upper() in variables:
+            if value is not None and not value.strip() and name.upper() in variables:
                 raise ConfigError(f"{name} is empty: give it a value, or remove it")
 
 

@@ -7,7 +7,7 @@ VentuError
 ├── PayloadError          the client, one job only; carries the HTTP ``status``
 │   ├── MalformedPayload  400: the bytes are not what their media type says
 │   ├── NotAcceptable     406: the client accepts nothing that can be written
-│   ├── PayloadTooLarge   413: the value would not fit into a body of JSON
+│   ├── PayloadTooLarge   413: the body is too large, or would be as JSON
 │   ├── UnsupportedMediaType  415: the content type is not read here
 │   └── InvalidPayload    422: the value does not fit the request schema
 ├── Unavailable           load; carries the HTTP ``status`` and ``retry_after``
@@ -16,7 +16,8 @@ VentuError
 │   └── JobExpired        504: the deadline of the job has passed
 ├── CannotListen         the operator: an address is taken, or none of this machine's
 ├── ProtocolError         the peer: close this connection and carry on
-└── BatchSizeError        the service: a batch function returned too many or too few results
+├── BatchSizeError        the service: a batch function returned too many or too few results
+└── InvalidResponse       the service: what the last stage returned is no response
 """
 
 from typing import Any
@@ -71,7 +72,7 @@ class NotAcceptable(PayloadError):
 
 
 class PayloadTooLarge(PayloadError):
-    """The body holds more than its size promises: as JSON it would be too large."""
+    """The body is too large, or holds more than its size promises: as JSON it would be."""
 
     status = 413
 
@@ -140,6 +141,13 @@ class ProtocolError(VentuError):
 
 class BatchSizeError(VentuError):
     """A batch function returned another number of results than it got items."""
+
+
+class InvalidResponse(VentuError):
+    """What the last stage returned does not fit the response schema.
+
+    The message names the stage and the fields, and shows no value.
+    """
 
 
 def _name(codec: str) -> str:

@@ -1,19 +1,19 @@
 """Example requests: where they come from, and whether an answer is the expected one."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgpack
 from pydantic import BaseModel
-from pydantic.errors import PydanticInvalidForJsonSchema, PydanticUserError
 from pydantic_core import from_json, to_json, to_jsonable_python
 
+from .annotations import MISSING
 from .codecs import pack, plain
 from .config import Codec
 from .errors import InvalidPayload, RegistrationError
-from .stages import MISSING
+from .schema_examples import answer_in, requests_in
 from .validation import Schema
 
 # A model gives slightly other numbers on other hardware: single precision has 7 digits, and
@@ -52,14 +52,37 @@ class Probe:
 
     def differs(self, answer: bytes) -> bool:
         """Tell whether an answer is another than the expected one, floats within a tolerance."""
+        return self.difference(answer) is not None
+
+    def difference(self, answer: bytes) -> "Difference | None":
+        """Return where an answer is another than the expected one, ``None`` if it is not."""
         if self.expected is MISSING:
-            return False
-        return not _is_close(self.expected, _decode(answer, self.codec))
+            return None
+        return _difference(self.expected, _decode(answer, self.codec))
 
 
-def is_same_answer(one: bytes, other: bytes, codec: Codec) -> bool:
-    """Tell whether two answers say the same, floats within a tolerance."""
-    return _is_close(_decode(one, codec), _decode(other, codec))
+@dataclass(frozen=True)
+class Difference:
+    """The first place at which two answers differ, floats by more than a tolerance.
+
+    Attributes:
+        expected, got: What is there.
+        place: Where, such as ``.scores[3]``; "" for the whole answer.
+    """
+
+    expected: Any
+    got: Any
+    place: str = ""
+
+    def told(self, expected: str) -> str:
+        """Say both, shortened; ``expected`` is what the first is called."""
+        at = f" at {self.place}" if self.place else ""
+        return f"{_short(self.got)}{at}, {expected} {_short(self.expected)}"
+
+
+def difference_of(expected: bytes, got: bytes, codec: Codec) -> Difference | None:
+    """Return where two answers differ, ``None`` if they say the same."""
+    return _difference(_decode(expected, codec), _decode(got, codec))
 
 
 def find_examples(
@@ -76,11 +99,6 @@ def find_examples(
     return [_probe(one, request, response, codecs) for one in examples]
 
 
-def schema_batch_size(request: Schema) -> Any:
-    """Return ``batch_size`` of ``json_schema_extra``, as ventu had it, or ``None``."""
-    return _json_schema(request).get("batch_size")
-
-
 def _as_example(given: Any) -> Example:
     if isinstance(given, Example):
         return given
@@ -90,63 +108,10 @@ def _as_example(given: Any) -> Example:
 
 
 def _of_schema(request: Schema, response: Schema, codecs: Sequence[Codec]) -> list[Probe]:
-    schema = _json_schema(request)
-    requests = _listed(schema)
-    if not requests:
-        made = _made_of_fields(schema, schema.get("$defs", {}))
-        requests = [] if made is MISSING else [made]
-    # Only ventu's own key: ``examples`` are for readers, and nobody promises them as answers.
+    requests = requests_in(request)
     # Of several requests nobody knows which one it answers.
-    answer = _json_schema(response).get("example", MISSING) if len(requests) == 1 else MISSING
+    answer = answer_in(response) if len(requests) == 1 else MISSING
     return [_probe(Example(one, answer), request, response, codecs) for one in requests]
-
-
-def _json_schema(schema: Schema) -> dict[str, Any]:
-    """Return the JSON schema with the outermost reference followed; empty if there is none."""
-    try:
-        document = schema.adapter.json_schema()
-    except (PydanticInvalidForJsonSchema, PydanticUserError):
-        return {}
-    return _follow(document, document.get("$defs", {})) | {"$defs": document.get("$defs", {})}
-
-
-def _follow(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[str, Any]:
-    name = str(schema.get("$ref", "")).rpartition("/")[2]
-    return {**definitions.get(name, {}), **schema}
-
-
-def _listed(schema: Mapping[str, Any]) -> list[Any]:
-    examples = schema.get("examples")
-    if isinstance(examples, list):
-        return examples
-    return [schema["example"]] if "example" in schema else []
-
-
-def _made_of_fields(
-    schema: Mapping[str, Any], definitions: Mapping[str, Any], within: frozenset[str] = frozenset()
-) -> Any:
-    """Return an object made of the examples of its fields, or ``MISSING``.
-
-    Args:
-        schema: The JSON schema of the object.
-        definitions: What its references mean.
-        within: The references that led here: a model inside itself is left out.
-    """
-    reference = schema.get("$ref", "")
-    if reference in within:
-        return MISSING
-    schema, within = _follow(schema, definitions), within | ({reference} if reference else set())
-    if examples := _listed(schema):
-        return examples[0]
-    if "const" in schema:
-        return schema["const"]
-    made = {
-        name: _made_of_fields(part, definitions, within)
-        for name, part in schema.get("properties", {}).items()
-    }
-    if any(made[name] is MISSING for name in schema.get("required", ())):
-        return MISSING
-    return {name: part for name, part in made.items() if part is not MISSING} or MISSING
 
 
 def _probe(example: Example, request: Schema, response: Schema, codecs: Sequence[Codec]) -> Probe:
@@ -213,6 +178,18 @@ def _decode(answer: bytes, codec: Codec) -> Any:
     return from_json(answer) if codec == "json" else msgpack.unpackb(answer, strict_map_key=False)
 
 
+def _difference(expected: Any, got: Any, place: str = "") -> Difference | None:
+    parts: Iterable[tuple[Any, Any, str]] = ()
+    if isinstance(expected, dict) and isinstance(got, dict) and expected.keys() == got.keys():
+        parts = ((part, got[key], f"{place}.{key}") for key, part in expected.items())
+    elif isinstance(expected, list) and isinstance(got, list) and len(expected) == len(got):
+        pairs = enumerate(zip(expected, got, strict=True))
+        parts = ((*pair, f"{place}[{number}]") for number, pair in pairs)
+    elif not _is_close(expected, got):
+        return Difference(expected, got, place)
+    return next((found for part in parts if (found := _difference(*part))), None)
+
+
 def _is_close(expected: Any, got: Any) -> bool:
     if isinstance(expected, bool) or isinstance(got, bool):
         return expected is got
@@ -220,10 +197,4 @@ def _is_close(expected: Any, got: Any) -> bool:
         return math.isclose(
             expected, got, rel_tol=RELATIVE_TOLERANCE, abs_tol=ABSOLUTE_TOLERANCE
         ) or (expected != expected and got != got)
-    if isinstance(expected, dict) and isinstance(got, dict):
-        return expected.keys() == got.keys() and all(
-            _is_close(part, got[key]) for key, part in expected.items()
-        )
-    if isinstance(expected, list) and isinstance(got, list):
-        return len(expected) == len(got) and all(map(_is_close, expected, got))
     return bool(expected == got)

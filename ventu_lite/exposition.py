@@ -6,30 +6,23 @@ default registry keeps a user's own exporter from registering its hooks, silentl
 own, because the two would write to the same series of that directory.
 """
 
-import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from typing import Any, Final, Protocol
 
 from flask import Request, Response, request
-from prometheus_client import CollectorRegistry, Counter, Histogram, Metric, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_flask_exporter import PrometheusMetrics
 
-from .codecs import PROBLEM_TYPE
 from .errors import ConfigError
-from .families import Collector, Together, expose, is_shared, process_collectors
-from .problems import encode_problem, problem
-from .room import claim_room, is_owed
-
-if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+from .families import Collector, expose, is_shared, process_collectors
+from .room import claim_if_owed, claim_room
 
 Hook = Callable[..., Any]
 
 _LABEL: Final = "exporter"
 _OURS: Final = "ventu_lite"
-_PROBES: Final = frozenset(("/livez", "/readyz"))
 _METHODS: Final = frozenset(
     ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT")
 )
@@ -89,8 +82,7 @@ class FlaskSeries:
         routes.teardown_request(fail)
 
     def _start(self) -> None:
-        if is_owed():  # the server has copied a process that had loaded the app
-            claim_room()
+        claim_if_owed()  # the server has copied a process that had loaded the app
         request.environ[_STARTED] = perf_counter()
 
     def _finish(self, response: Response) -> Response:
@@ -151,11 +143,10 @@ class _NoHooks:
 
 def _has_room() -> bool:
     """Whether counting is safe; a hook of the app may have answered before ours claimed room."""
-    if is_owed():
-        try:
-            claim_room()
-        except ConfigError:
-            return False
+    try:
+        claim_if_owed()
+    except ConfigError:
+        return False
     return True
 
 
@@ -186,81 +177,9 @@ def exposition(accept: str | None, names: Sequence[str] = ()) -> tuple[bytes, st
     Returns:
         The body and its content type.
     """
-    return expose(_collectors(), accept or "", names)
+    return expose(collectors(), accept or "", names)
 
 
-def serve(host: str, port: int, why_not_ready: Callable[[], str]) -> int:
-    """Serve metrics and probes of a process without Flask, in a thread of its own.
-
-    Args:
-        host: Where to listen.
-        port: Likewise; 0 to let the system choose.
-        why_not_ready: Called in any thread; returns why the process is not ready, "" if it is.
-
-    Returns:
-        The port.
-
-    Raises:
-        OSError: The address is taken or is none of this machine's.
-    """
-    server, _ = start_http_server(port, host, registry=cast(CollectorRegistry, _Everything()))
-    # prometheus_client's own app shows the metrics under every path, to a probe as well.
-    server.set_app(_Probes(server.get_app(), why_not_ready))  # type: ignore[arg-type]  # a WSGI app
-    return int(server.server_port)
-
-
-class _Probes:
-    """The WSGI app of a process without Flask: probes, and metrics by another app.
-
-    Args:
-        metrics: The other app.
-        why_not_ready: See ``serve``.
-    """
-
-    def __init__(self, metrics: "WSGIApplication", why_not_ready: Callable[[], str]) -> None:
-        self._metrics = metrics
-        self._why_not_ready = why_not_ready
-
-    def __call__(
-        self, environ: "WSGIEnvironment", start_response: "StartResponse"
-    ) -> Iterable[bytes]:
-        path = environ.get("PATH_INFO", "")
-        if path == "/metrics":
-            return self._metrics(environ, start_response)
-        if path not in _PROBES:
-            answer = _problem(404, "no such route")
-        elif environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
-            answer = _problem(405, "ask with GET", Allow="GET, HEAD")
-        else:
-            answer = self._probe(path)
-        return answer(environ, start_response)
-
-    def _probe(self, path: str) -> Response:
-        body, status = {"status": "alive"}, 200
-        if path == "/readyz":
-            why = self._why_not_ready()
-            body = {"status": "not ready", "detail": why} if why else {"status": "ready"}
-            status = 503 if why else 200
-        headers = {"Cache-Control": "no-store"}
-        return Response(json.dumps(body), status, headers, content_type="application/json")
-
-
-def _problem(status: int, detail: str, **headers: str) -> Response:
-    document = problem(status, detail)
-    del document["instance"]  # there is nothing to find in the log
-    body = encode_problem(document, "json")
-    return Response(body, status, headers, content_type=PROBLEM_TYPE["json"])
-
-
-def _collectors() -> list[Collector]:
+def collectors() -> list[Collector]:
+    """Return all that has metrics now; series of other processes come and go."""
     return [*process_collectors(), *([] if is_shared() else [flask_series().registry])]
-
-
-class _Everything:
-    """All registries, looked up each time: those of other processes come and go."""
-
-    def collect(self) -> Iterable[Metric]:
-        return Together(_collectors()).collect()
-
-    def restricted_registry(self, names: Iterable[str]) -> Together:
-        return Together(_collectors(), list(names))

@@ -27,20 +27,25 @@ class Failures:
         self._folder = folder
         self._told: set[str] = set()
 
-    def is_news(self, exc: BaseException) -> bool:
-        """Whether a failure of this type at this line has not been told; from now on it has."""
-        key = _key(exc)
+    def is_news(self, failure: BaseException | str) -> bool:
+        """Whether a failure has not been told; from now on it has.
+
+        Args:
+            failure: What was said, or an exception: one of its type at its line.
+        """
+        key = _key(failure)
         if key in self._told:
             return False
         self._told.add(key)
         return not self._folder or _is_first(os.path.join(self._folder, key))
 
-    def leave_note(self, exc: BaseException) -> None:
+    def leave_note(self, failure: BaseException | str) -> None:
         """Let whoever watches this process know why it ends."""
+        said = " ".join(failure.split()) if isinstance(failure, str) else in_one_line(failure)
         if self._folder:
             with contextlib.suppress(OSError):  # who watched it is gone
                 with open(_note(self._folder, os.getpid()), "w", encoding="utf-8") as file:
-                    file.write(in_one_line(exc))
+                    file.write(said)
 
 
 def take_note(folder: str, pid: int) -> str:
@@ -74,11 +79,16 @@ def _is_first(path: str) -> bool:
     return True
 
 
-def _key(exc: BaseException) -> str:
-    """Return a file name for the type and the line; a message may be another each time."""
+def _key(failure: BaseException | str) -> str:
+    """Return a file name."""
+    text = failure if isinstance(failure, str) else _type_and_lines(failure)
+    return "failure-" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _type_and_lines(exc: BaseException) -> str:
+    """Return what stays the same; the message may be another each time."""
     cause = exc.__cause__ or exc.__context__
     steps = [*traceback.walk_tb(exc.__traceback__)]
     steps += traceback.walk_tb(cause.__traceback__) if cause else []
     lines = [f"{frame.f_code.co_filename}:{number}" for frame, number in steps]
-    text = "\n".join([type(exc).__qualname__, *lines])
-    return "failure-" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    return "\n".join([type(exc).__qualname__, *lines])

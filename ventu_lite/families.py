@@ -115,18 +115,18 @@ def forget_process(pid: int, was_ready: bool) -> None:
     """Take a process that has ended out of the shared directory.
 
     Its totals go to those of all that have ended before, or the sums would go back. One that was
-    never ready has none.
+    never ready has none. Waits for whoever reads the files: not for the thread of an event loop.
     """
     if not is_shared():
         return
-    multiprocess.mark_process_dead(pid)  # type: ignore[no-untyped-call]  # it is not typed
-    directory = glob.escape(os.environ["PROMETHEUS_MULTIPROC_DIR"])
-    for path in glob.glob(os.path.join(directory, f"*_{pid}.db")):
-        if not was_ready or os.path.getsize(path) <= _HEAD:
-            os.unlink(path)
-            continue
-        give_back_room(path)  # so that there is some for the sum
-        with _files:
+    with _files:
+        multiprocess.mark_process_dead(pid)  # type: ignore[no-untyped-call]  # it is not typed
+        directory = glob.escape(os.environ["PROMETHEUS_MULTIPROC_DIR"])
+        for path in glob.glob(os.path.join(directory, f"*_{pid}.db")):
+            if not was_ready or os.path.getsize(path) <= _HEAD:
+                os.unlink(path)
+                continue
+            give_back_room(path)  # so that there is some for the sum
             _add_to_ended(path, path.removesuffix(f"{pid}.db") + f"{_ENDED}.db")
 
 

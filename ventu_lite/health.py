@@ -2,18 +2,15 @@
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Final, Literal
 
 from .examples import Probe
 from .outcomes import Rejected
 from .pipeline import Pipeline
 from .startup import RUNNING, Startup, reset_after_fork
 from .turns import Turns
-
-if TYPE_CHECKING:
-    from .service import Service
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +56,7 @@ class Readiness:
 
     Attributes:
         is_set_up: Whether set-up and warm-up have succeeded.
-        is_connected: Whether it is connected to its batching service.
+        is_connected: Whether it is connected to its batching service, and accepted there.
     """
 
     def __init__(self, address: str) -> None:
@@ -71,7 +68,9 @@ class Readiness:
         """Return why no batch can come, "" if one can."""
         if not self.is_set_up:
             return RUNNING
-        return "" if self.is_connected else f"not connected to {self._address}"
+        if self.is_connected:
+            return ""
+        return f"not connected to {self._address}, or not accepted there yet"
 
 
 class HealthCheck:
@@ -81,16 +80,23 @@ class HealthCheck:
     jobs that are queued.
 
     Args:
-        service: Whose examples are run.
-        startup: Its set-up.
-        turns: Who may call its batch function.
+        probes: The examples.
+        timeout: Seconds to wait for a busy model before it is called wrong.
+        startup: The set-up.
+        turns: Who may call the batch function.
         clock: Monotonic seconds.
     """
 
     def __init__(
-        self, service: "Service", startup: Startup, turns: Turns, clock: Callable[[], float]
+        self,
+        probes: Sequence[Probe],
+        timeout: float,
+        startup: Startup,
+        turns: Turns,
+        clock: Callable[[], float],
     ) -> None:
-        self._service = service
+        self._probes = probes
+        self._patience = min(timeout, threading.TIMEOUT_MAX)
         self._startup = startup
         self._turns = turns
         self._clock = clock
@@ -112,33 +118,26 @@ class HealthCheck:
             return Health("Error", detail=f"the example was not answered in {self._patience:g} s")
         try:
             if self._recent is None or self._clock() - self._recent[0] > HEALTH_CACHE:
-                health = self.run(pipeline, batch=False)
+                health = self.run((pipeline, 1))
                 self._recent = (self._clock(), health)
             return self._recent[1]
         finally:
             self._lock.release()
 
-    def run(self, pipeline: Pipeline, *, batch: bool) -> Health:
+    def run(self, *ways: tuple[Pipeline, int]) -> Health:
         """Run the examples, set-up included.
 
         Args:
-            pipeline: The stages that requests go through.
-            batch: Run each in a batch of ``warmup_batch_size`` too, by the batch function where
-                there is one.
+            ways: Stages to go through, each with a batch size.
         """
         try:
             self._startup.run()
         except Exception as exc:
             log.warning("health check: set-up failed", exc_info=exc)
             return Health("Error", detail="set-up or warm-up failed; the log says why")
-        composition = self._service.compose()
-        if not composition.probes:
+        if not self._probes:
             return Health("Unknown", detail=NO_EXAMPLE)
-        ways = [(pipeline, 1)]
-        if batch:
-            other = self._service.pipeline(prefer_batch=True, clock=self._clock)
-            ways.append((other, composition.warmup_batch_size))
-        for number, probe in enumerate(composition.probes):
+        for number, probe in enumerate(self._probes):
             for way, size in ways:
                 if complaint := self._probe(probe, way, size):
                     return Health("Error", detail=f"example {number}: {complaint}")
@@ -161,8 +160,3 @@ class HealthCheck:
             if probe.differs(outcome):
                 return "the answer differs from the expected one"
         return ""
-
-    @property
-    def _patience(self) -> float:
-        """Seconds to wait for a busy model before the health check complains."""
-        return min(self._service.config.timeout, threading.TIMEOUT_MAX)

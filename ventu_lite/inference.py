@@ -19,12 +19,14 @@ from werkzeug.exceptions import (
     Unauthorized,
 )
 
-from .codecs import CODEC_OF, MEDIA_TYPE, PROBLEM_TYPE, request_codec, response_type, sniff
+from .codecs import sniff
 from .config import Codec
 from .errors import PayloadError, Unavailable, UnsupportedMediaType
+from .media_types import CODEC_OF, PROBLEM_TYPE, own_type, request_codec, response_type
 from .outcomes import Rejected
-from .problems import encode_problem, problem, problem_codec
+from .problems import INVALID, encode_problem, problem, problem_codec
 from .runtime import Reply, Runtime
+from .tracebacks import in_one_line, traceback_for
 
 if TYPE_CHECKING:
     from .service import Service
@@ -63,6 +65,8 @@ class Inference:
             reply, media_type = self._reply(current, arrived_at)
         except (PayloadError, Unavailable, HTTPException) as exc:
             response = problem_response(exc, request_id)
+            if response.status_code in INVALID:
+                runtime.metrics.rejected("invalid")
         else:
             if not isinstance(reply.outcome, Rejected):
                 return self._good(reply.outcome, reply, media_type, request_id, arrived_at)
@@ -110,10 +114,9 @@ class Inference:
         payload = self._body(current)
         if codec is None:
             codec = sniff(payload)
-        own_type = content_type if content_type in CODEC_OF else MEDIA_TYPE[codec]
-        media_type = response_type(environ.get("HTTP_ACCEPT", ""), own_type, self._setting)
-        answer_codec: Codec = "json" if media_type == MEDIA_TYPE["json"] else "msgpack"
-        return self._runtime.answer(payload, codec, answer_codec, deadline), media_type
+        own = own_type(content_type, codec)
+        media_type = response_type(environ.get("HTTP_ACCEPT", ""), own, self._setting)
+        return self._runtime.answer(payload, codec, CODEC_OF[media_type], deadline), media_type
 
     def _body(self, current: Request) -> bytes:
         """Return the body, as a hook of the user's app may have done before and may do after.
@@ -159,13 +162,18 @@ def _bad(rejected: Rejected, media_type: str, request_id: str) -> Response:
     """Return the response for a rejected item, and log whose fault it was."""
     if fault := _fault(rejected):
         extra = {"request_id": request_id}
-        log.error("request %s failed", request_id, exc_info=fault, extra=extra)
+        log.error(
+            "request %s failed: %s",
+            request_id,
+            in_one_line(fault),
+            exc_info=traceback_for(fault, log),
+            extra=extra,
+        )
     rejected.forget_frames()
     exc = rejected.exc
     if isinstance(exc, HTTPException) and _is_whole_error(exc):
         return exc.get_response()  # type: ignore[return-value]  # Flask answers with its base, too
-    codec: Codec = "json" if media_type == MEDIA_TYPE["json"] else "msgpack"
-    return rejected_response(rejected, request_id, codec)
+    return rejected_response(rejected, request_id, CODEC_OF[media_type])
 
 
 def _fault(rejected: Rejected) -> BaseException | None:

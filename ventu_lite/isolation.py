@@ -11,6 +11,11 @@ from typing import Any
 from .errors import BatchSizeError
 from .outcomes import Rejected
 
+#: Takes the name and place of a function, a number of items, and what it raised for so many
+#: together, but for none of them in a smaller batch: no answer shows that.
+OnBlameless = Callable[[str, int, BaseException], None]
+
+
 # What has a length and can be counted through, but is no list of results.
 _NOT_RESULTS = (Mapping, Set, str, bytes, bytearray)
 
@@ -49,6 +54,7 @@ class BatchInfer:
             has been in one call by then.
         clock: Monotonic seconds.
         where: The name and place of the function, for messages.
+        on_blameless: Called when it raised, but no item is to blame.
     """
 
     def __init__(
@@ -61,9 +67,11 @@ class BatchInfer:
         timeout: float,
         clock: Callable[[], float],
         where: str = "infer",
+        on_blameless: OnBlameless,
     ) -> None:
         self._fn = fn
         self._where = where
+        self._on_blameless = on_blameless
         self._max_batch_size = max_batch_size
         self._isolate = isolate
         self._key = key
@@ -134,7 +142,13 @@ class BatchInfer:
                 else:
                     middle = (start + end) // 2
                     todo += [(middle, end), (start, middle)]
+        if failure is not None:
+            self._tell_if_blameless(results, failure)
         return results
+
+    def _tell_if_blameless(self, results: Sequence[Any], failure: BaseException) -> None:
+        if not any(isinstance(result, Rejected) for result in results):
+            self._on_blameless(self._where, len(results), failure)
 
     def _call(self, items: Sequence[Any]) -> list[Any]:
         """Call the function once and check that there is one result for each item.

@@ -1,36 +1,29 @@
 """The user's file: find the app, load it and the service in it, or say what is wrong and where."""
 
-import difflib
-import inspect
 import re
 import sys
 import traceback
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 from flask import Flask
-from flask.cli import FlaskGroup, NoAppException, ScriptInfo
+from flask.cli import FlaskGroup, ScriptInfo, prepare_import
 
 from .config import Config, LogFormat, LogLevel
-from .errors import ConfigError, RegistrationError, ServiceNotFound
-from .failures import shared_failures
-from .options import CRASHED, WRONG_USAGE, fail
+from .errors import ServiceNotFound
+from .misuse import explain_failure
 from .service import Service
-from .tracebacks import beginning_with_the_users, first_place_of, place_of
 from .variables import warn_of_unknown_variables
 
 if TYPE_CHECKING:
-    from .blueprint import Mounted
+    from .mounting import Mounted
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_HOW_TO_HAVE_AN_APP: Final = (
-    "Name the file that holds the service: `python -m ventu_lite --app FILE.py ...`."
-    " It needs a line `app = service.app` below the decorated functions."
-)
-# How Python begins a TypeError for arguments that do not fit.
-_BAD_CALL: Final = re.compile(rf"{Service.__name__}\.(\w+)\(\) ")
+# What stands between a path and the name of an app in it, as Flask has it.
+_BEFORE_NAME: Final = re.compile(r":(?![\\/])")
 
 
 class AppGroup(FlaskGroup):
@@ -69,31 +62,54 @@ def app_options(fn: F) -> F:
     return app(service(fn))
 
 
-def find_service(app: Flask, name: str | None) -> "Mounted":
+def find_service(app: Flask, name: str | None, module: ModuleType | None = None) -> "Mounted":
     """Return the service of an app, and where it is mounted.
+
+    Args:
+        app: The app.
+        name: That of the service, ``None`` for the only one.
+        module: Where the app was found, for messages.
 
     Raises:
         ServiceNotFound: There is none, none of that name, or several and no name was given.
     """
-    from .blueprint import services_of
+    from .mounting import services_of
 
     mounted = services_of(app)
+    file = getattr(module, "__file__", None)
+    holder = f"the app in {file}" if file else f"the app {app.name!r}"
     if not mounted:
         raise ServiceNotFound(
-            f"the app {app.name!r} holds no service; add"
+            f"{holder} holds no service; add"
             " `app.register_blueprint(service.blueprint)`, or use `app = service.app`"
         )
     if name is None and len(mounted) > 1:
         raise ServiceNotFound(
-            f"the app {app.name!r} holds several services: {_names(mounted)};"
+            f"{holder} holds several services: {_names(mounted)};"
             f" choose one, such as --service {next(iter(mounted))!r}"
         )
     chosen = next(iter(mounted)) if name is None else name
     if chosen not in mounted:
         raise ServiceNotFound(
-            f"the app {app.name!r} holds no service {chosen!r}; it has {_names(mounted)}"
+            f"{holder} holds no service {chosen!r}; it has {_names(mounted)}"
+            + _about_one_beside_the_app(chosen, module)
         )
     return mounted[chosen]
+
+
+def _about_one_beside_the_app(name: str, module: ModuleType | None) -> str:
+    """Tell how to have a service that the file makes, but that is not in its app."""
+    made = [key for key, one in vars(module).items() if _is_service(one, name)] if module else []
+    if not made:
+        return ""
+    return (
+        f". The service {name!r} is in the file, but not in the app: add"
+        f" `app.register_blueprint({made[0]}.blueprint, url_prefix=...)`"
+    )
+
+
+def _is_service(one: object, name: str) -> bool:
+    return isinstance(one, Service) and one.name == name
 
 
 def _names(mounted: dict[str, Any]) -> str:
@@ -124,11 +140,18 @@ def load_service(
     if "log_format" in operator.model_fields_set:
         configure(operator.log_level, operator.log_format)
     app = _load_app(info, is_debugging=operator.log_level == "debug")
-    mounted = find_service(app, name)
+    mounted = find_service(app, name, _module_of(info))
     config = mounted.service.config.override(log_level=log_level, log_format=log_format)
     configure(config.log_level, config.log_format)
     warn_of_unknown_variables()
     return app, mounted, config
+
+
+def _module_of(info: ScriptInfo) -> ModuleType | None:
+    """Return the module in which Flask has found the app: named, or one of the usual two."""
+    given = info.app_import_path
+    paths = [_BEFORE_NAME.split(given, maxsplit=1)[0]] if given else ["wsgi.py", "app.py"]
+    return next(filter(None, map(sys.modules.get, map(prepare_import, paths))), None)
 
 
 def _load_app(info: ScriptInfo, *, is_debugging: bool) -> Flask:
@@ -137,69 +160,4 @@ def _load_app(info: ScriptInfo, *, is_debugging: bool) -> Flask:
     except Exception as exc:
         if is_debugging:
             traceback.print_exc()
-        _explain(exc, is_debugging=is_debugging)
-
-
-def _explain(exc: Exception, *, is_debugging: bool) -> NoReturn:
-    """Say what is wrong with the user's file, or with what we were told of it, and end."""
-    if isinstance(exc, NoAppException):
-        if isinstance(exc.__context__, ImportError) and first_place_of(exc.__context__):
-            fail(_about_import(exc.__context__), WRONG_USAGE)
-        fail(f"{exc.message}\n\n{_HOW_TO_HAVE_AN_APP}", WRONG_USAGE)
-    if said := _about_misuse(exc):
-        place = place_of(exc)
-        fail(f"{place}: {said}" if place else said, WRONG_USAGE)
-    if is_debugging:
-        sys.exit(CRASHED)
-    failures = shared_failures()
-    failures.leave_note(exc)
-    if failures.is_news(exc):
-        traceback.print_exception(beginning_with_the_users(exc))
-    sys.exit(CRASHED)
-
-
-def _about_import(exc: ImportError) -> str:
-    """Tell what the user's file imports in vain."""
-    app_file, place = first_place_of(exc), place_of(exc)
-    by = "" if place == app_file else f", by way of {place}"
-    if not isinstance(exc, ModuleNotFoundError) or exc.name is None:
-        return f"{app_file}: this import of the app fails{by}: {exc}"
-    return (
-        f"{app_file}: the app imports the module {exc.name!r}{by}, which {sys.executable} does not"
-        " find. Install the package that has it, or correct the name."
-    )
-
-
-def _about_misuse(exc: Exception) -> str:
-    """Tell how a service is used wrongly; "" if it is something else that failed."""
-    if isinstance(exc, ConfigError | RegistrationError):
-        return str(exc)
-    if _is_method_of_the_class(exc):
-        return 'this needs a service, not the class: say service = Service("name"), with brackets.'
-    if isinstance(exc, AttributeError) and isinstance(exc.obj, Service):
-        near = difflib.get_close_matches(exc.name or "", dir(Service), n=1)
-        return f"{exc}." + (f" Did you mean {near[0]!r}?" if near else "")
-    called = _BAD_CALL.match(str(exc)) if isinstance(exc, TypeError) else None
-    method = getattr(Service, called[1], None) if called and _means_ours(exc) else None
-    if method is None:
-        return ""
-    parameters = inspect.signature(method).parameters.values()
-    options = [one.name for one in parameters if one.kind is one.KEYWORD_ONLY]
-    return f"{exc}. It takes " + (
-        f"these options: {', '.join(options)}." if options else "no options."
-    )
-
-
-def _means_ours(exc: Exception) -> bool:
-    """Whether ``Service``, where the exception comes from, is ours and not a class of the user."""
-    step = exc.__traceback__
-    while step is not None and step.tb_next is not None:
-        step = step.tb_next
-    return step is None or step.tb_frame.f_globals.get("Service", Service) is Service
-
-
-def _is_method_of_the_class(exc: Exception) -> bool:
-    """Whether a decorator was used with ``Service`` itself, so that it took a function for it."""
-    if isinstance(exc, TypeError):
-        return bool(_BAD_CALL.match(str(exc))) and str(exc).endswith(": 'self'")
-    return isinstance(exc, AttributeError) and exc.name == Service._decorate.__name__
+        explain_failure(exc, is_debugging=is_debugging)

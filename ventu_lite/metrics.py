@@ -18,7 +18,7 @@ from .buckets import SECONDS, SIZES
 from .errors import ConfigError
 from .outcomes import Reason as OutcomeReason
 from .pipeline import Mode, Run
-from .room import claim_room, is_written_to
+from .room import claim_if_owed, claim_room, is_written_to
 
 #: Why a job was not answered with a result.
 Reason = OutcomeReason | Literal["full"]
@@ -76,6 +76,9 @@ def _histogram(
 class ServiceMetrics:
     """The series of one service, ready to be observed; any thread may.
 
+    A copy of the process, such as a model makes of it, counts into files of its own. It claims room
+    for them with the first thing it counts, whatever that is.
+
     Args:
         metrics: The series of the process.
         name: The service.
@@ -97,6 +100,7 @@ class ServiceMetrics:
 
     def request(self, status: int, seconds: float) -> None:
         """Count an answered request."""
+        claim_if_owed()
         child = self._requests.get(status)
         if child is None:
             child = self._metrics.request_seconds.labels(self.name, str(status))
@@ -105,6 +109,7 @@ class ServiceMetrics:
 
     def rejected(self, reason: Reason) -> None:
         """Count a job that failed."""
+        claim_if_owed()
         child = self._rejected.get(reason)
         if child is None:
             child = self._rejected[reason] = self._metrics.rejected.labels(self.name, reason)
@@ -112,6 +117,7 @@ class ServiceMetrics:
 
     def stage(self, stage: str, mode: Mode, seconds: float) -> None:
         """Count one run of a stage, for one item or for a batch."""
+        claim_if_owed()
         child = self._stages.get((stage, mode))
         if child is None:
             child = self._metrics.stage_seconds.labels(self.name, stage, mode)
@@ -126,6 +132,7 @@ class ServiceMetrics:
             reason: Why it was not put off: "full", "idle" or "wait".
             seconds: How long it took.
         """
+        claim_if_owed()
         child = self._released.get(reason)
         if child is None:
             child = self._released[reason] = self._metrics.released.labels(self.name, reason)
@@ -135,6 +142,7 @@ class ServiceMetrics:
 
     def queue_jobs(self, count: int) -> None:
         """Say how many jobs wait in this process; who has no queue says nothing."""
+        claim_if_owed()
         if self._queue_jobs is None:
             self._queue_jobs = self._metrics.queue_jobs.labels(self.name)
         self._queue_jobs.set(count)
@@ -149,6 +157,7 @@ class ServiceMetrics:
 
     def worker(self, protocol: str, *, is_ready: bool) -> None:
         """Say whether this process can run the stages now, for ``http``, ``unix`` or ``tcp``."""
+        claim_if_owed()
         self._metrics.workers.labels(self.name, protocol).set(int(is_ready))
 
 

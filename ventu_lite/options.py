@@ -12,6 +12,7 @@ import click
 
 from .addresses import Address, TCPAddress, UnixAddress
 from .errors import CannotListen, ConfigError, RegistrationError, ServiceNotFound
+from .failures import shared_failures
 
 CRASHED: Final = 1  # the service, or the contract that `check` looks after, is broken
 WRONG_USAGE: Final = 2  # as click has it: a bad option, no such app, no such service
@@ -21,8 +22,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def fail(message: str, code: int) -> NoReturn:
-    """End the process with one line on standard error."""
-    click.echo(f"Error: {message}", err=True)
+    """End the process with one line on standard error.
+
+    ``serve`` logs why one of its workers ends; then the line is there only for the first.
+    """
+    failures = shared_failures()
+    failures.leave_note(message)
+    if failures.is_news(message):
+        click.echo(f"Error: {message}", err=True)
     sys.exit(code)
 
 

@@ -7,9 +7,9 @@ from typing import Any, Literal, final
 
 from werkzeug.exceptions import HTTPException
 
-from .codecs import PROBLEM_TYPE
 from .errors import InvalidPayload, JobExpired, PayloadError
-from .problems import encode_problem, problem
+from .media_types import PROBLEM_TYPE
+from .problems import encode_problem, problem, reason_of
 
 Reason = Literal["invalid", "failed", "expired"]
 
@@ -102,7 +102,8 @@ class Rejected:
         if isinstance(exc, JobExpired):
             return cls(exc.status, str(exc), "expired", exc)
         if isinstance(exc, InferenceFailed):
-            return cls(exc.code or 500, exc.description or "", "failed", exc, exc.extra)
+            status = exc.code or 500
+            return cls(status, exc.description or "", reason_of(status), exc, exc.extra)
         if isinstance(exc, HTTPException):
             return cls._of_http(exc)
         return cls(500, UNEXPECTED, "failed", exc)
@@ -112,7 +113,7 @@ class Rejected:
         status = exc.code if exc.response is None else exc.response.status_code
         if status is None or not 400 <= status <= 599:
             return cls(500, UNEXPECTED, "failed", exc)
-        return cls(status, str(exc.description or ""), "failed", exc)
+        return cls(status, str(exc.description or ""), reason_of(status), exc)
 
 
 def count_rejected(items: Iterable[object]) -> int:

@@ -12,6 +12,11 @@ PARENT_VARIABLE: Final = "VENTU_PARENT_PROCESS"
 _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 
 
+def has_parent() -> bool:
+    """Whether ``serve`` has started this process."""
+    return PARENT_VARIABLE in os.environ
+
+
 def is_orphan() -> bool:
     """Whether this process was started by one that has ended."""
     pid = os.environ.get(PARENT_VARIABLE, "")
@@ -23,7 +28,7 @@ def end_with_parent() -> None:
 
     A signal that only asks would not end a model that hangs, with nobody left to ask again.
     """
-    if PARENT_VARIABLE not in os.environ or not sys.platform.startswith("linux"):
+    if not has_parent() or not sys.platform.startswith("linux"):
         return
     import ctypes
 

@@ -11,8 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
 from .codecs import sniff
 from .config import Codec
+from .errors import InvalidResponse
+from .misfits import misfit
 from .outcomes import Rejected, count_rejected
 from .validation import Schema
 
@@ -50,6 +54,7 @@ class Pipeline:
         preprocess, postprocess: The user's functions, ``None`` where there are none.
         infer: Items in, results or ``Rejected`` out, in the same order.
         mode: Whether ``infer`` calls a function of one item or of many.
+        last: ``name (file:line)`` of the stage that returns responses, for messages.
         clock: Monotonic seconds, as fine as they can be had.
     """
 
@@ -59,6 +64,7 @@ class Pipeline:
     infer: Callable[[Sequence[Any]], list[Any]]
     postprocess: Callable[[Any], Any] | None
     mode: Mode
+    last: str
     clock: Callable[[], float]
 
     def prepare(self, payload: bytes, codec: Codec) -> Any:
@@ -77,7 +83,10 @@ class Pipeline:
             return result
         try:
             value = result if self.postprocess is None else self.postprocess(result)
-            return self.response.render(value, codec)
+            try:
+                return self.response.render(value, codec)
+            except ValidationError as exc:
+                raise self._invalid(value, exc) from None  # it would show the value
         except KeyboardInterrupt:
             raise
         except BaseException as exc:  # sys.exit() in a stage must not take the others along
@@ -97,9 +106,15 @@ class Pipeline:
             return result
         try:
             value = result if self.postprocess is None else self.postprocess(result)
-            return self.response.validate(value)
+            try:
+                return self.response.validate(value)
+            except ValidationError as exc:
+                raise self._invalid(value, exc) from None
         except Exception as exc:
             return Rejected.of(exc)
+
+    def _invalid(self, value: Any, exc: ValidationError) -> InvalidResponse:
+        return InvalidResponse(f"{self.last} returned {misfit(value, exc)}")
 
     def infer_prepared(self, prepared: Sequence[Any]) -> list[Any]:
         """Return one result for each item, passing those over that were rejected before."""

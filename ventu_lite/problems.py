@@ -3,27 +3,33 @@
 import json
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Final, Literal
 
 import msgpack
 
-from .codecs import CODEC_OF, MEDIA_TYPE, response_type
 from .config import Codec
 from .errors import NotAcceptable
+from .media_types import CODEC_OF, own_type, response_type
 
-# RFC 9110's names where Python's own differ, or changed between its versions.
-_TITLES = {
+#: The reason phrases: RFC 9110's where Python's differ, or changed between its versions.
+TITLES: Final = {status.value: status.phrase for status in HTTPStatus} | {
     413: "Content Too Large",
     414: "URI Too Long",
     418: "I'm a Teapot",
     422: "Unprocessable Content",
 }
-_TITLES = {status.value: status.phrase for status in HTTPStatus} | _TITLES
+#: What is said of requests that are malformed or not read here, and counted as ``invalid``.
+INVALID: Final = frozenset((400, 406, 413, 415, 422))
+
+
+def reason_of(status: int) -> Literal["invalid", "failed"]:
+    """Return whose fault it was, the label of a metric."""
+    return "invalid" if status in INVALID else "failed"
 
 
 def title_of(status: int) -> str:
     """Return the reason phrase of a status, or that of its class."""
-    return _TITLES.get(status) or _TITLES[status // 100 * 100]
+    return TITLES.get(status) or TITLES[status // 100 * 100]
 
 
 def problem(status: int, detail: str, instance: str = "", **extra: Any) -> dict[str, Any]:
@@ -52,12 +58,10 @@ def problem_codec(accept: str, content_type: str) -> Codec:
         accept: The header of the request, "" when there is none.
         content_type: The same.
     """
-    sent = content_type.partition(";")[0].strip().lower()
     try:
-        wanted = response_type(accept, sent if sent in CODEC_OF else MEDIA_TYPE["json"], "auto")
+        return CODEC_OF[response_type(accept, own_type(content_type, "json"), "auto")]
     except NotAcceptable:  # a browser, perhaps; people read JSON more easily
         return "json"
-    return "json" if wanted == MEDIA_TYPE["json"] else "msgpack"
 
 
 def encode_problem(document: Mapping[str, Any], codec: Codec) -> bytes:

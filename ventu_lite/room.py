@@ -42,13 +42,17 @@ def claim_room() -> None:
     _is_copy = False
 
 
-def is_owed() -> bool:
-    """Whether this process is a copy of another one and has not claimed room of its own.
+def claim_if_owed() -> None:
+    """Claim room in a copy of a process, before it counts for the first time; cheap later.
 
     A copy does not claim it at once: most that a model makes of its process count nothing, and
     nobody would ever clear their files away.
+
+    Raises:
+        ConfigError: As ``claim_room``, each time until there is room; count nothing then.
     """
-    return _is_copy
+    if _is_copy:
+        claim_room()
 
 
 def _after_fork() -> None:

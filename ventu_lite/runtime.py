@@ -1,27 +1,24 @@
 """Run the stages of one service in this process: set-up once, deadlines, one batch at a time."""
 
-import atexit
 import logging
-import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .asking import failure_of, payload_of, response_of
-from .batching.choose import make_policy
-from .batching.direct import AtOnce, OneByOne
-from .batching.local import LocalQueue
+from .asking import failure_of
 from .batching.local_jobs import Answer, expired
-from .codecs import sniff
+from .batching.model import model_of
 from .config import Codec
-from .errors import QueueFull, VentuError
+from .errors import QueueFull
+from .forwarding import AskWorkers, forward
 from .health import Health, HealthCheck
+from .isolation import OnBlameless
+from .lifecycle import Lifecycle
 from .metrics import metrics_of
 from .outcomes import InferenceFailed, Rejected
 from .pipeline import Outcome, Pipeline, Run
 from .startup import Startup
+from .tracebacks import in_one_line, traceback_for
 from .turns import Turns
 from .variables import warn_of_unknown_variables
 
@@ -31,18 +28,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-#: Has payloads inferred within so many seconds; returns for each the status and what was said.
-AskWorkers = Callable[[Sequence[bytes], float], list[tuple[int, bytes | str]]]
-
-
-class Model(Protocol):
-    """Calls the model for the items of many threads, together or one by one."""
-
-    def ask(self, item: Any, deadline: float) -> Answer:
-        """Have one item inferred; see ``LocalQueue.ask``."""
-
-    def ask_all(self, items: Sequence[Any], deadline: float) -> list[Answer]:
-        """Have items inferred; see ``LocalQueue.ask_all``."""
+def _log_blameless(where: str, size: int, exc: BaseException) -> None:
+    log.warning(
+        "%s raised for %d items together, but for none of them in a smaller batch: %s;"
+        " if that comes again, lower max_batch_size",
+        where,
+        size,
+        in_one_line(exc),
+    )
 
 
 class Reply(NamedTuple):  # three times as quick to make as a frozen dataclass
@@ -79,20 +72,29 @@ class Runtime:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.service = service
+        self._composition = service.compose()
         self.metrics = metrics_of(service.name)
         self.clock = clock
         self.startup = Startup(self._load, clock=clock)
         self._turns = Turns()
-        self._checks = HealthCheck(service, self.startup, self._turns, clock)
-        self._use(service.pipeline(prefer_batch=False, clock=clock))
+        self._checks = HealthCheck(
+            self._composition.probes, service.config.timeout, self.startup, self._turns, clock
+        )
+        self._lifecycle = Lifecycle(self._composition, self._turns)
+        self._on_blameless: OnBlameless = _log_blameless
+        self._use(prefer_batch=False)
         self._answers_http = False
         self._ask_workers: AskWorkers | None = None
         self._timeout = service.config.timeout
-        self._set_up_in: int | None = None
 
-    def use_batch_function(self) -> None:
-        """Call the batch function where both are registered, as a worker does; before set-up."""
-        self._use(self.service.pipeline(prefer_batch=True, clock=self.clock))
+    def use_batch_function(self, on_blameless: OnBlameless = _log_blameless) -> None:
+        """Call the batch function where both are registered, as a worker does; before set-up.
+
+        Args:
+            on_blameless: Called when it raised, but no item is to blame.
+        """
+        self._on_blameless = on_blameless
+        self._use(prefer_batch=True)
         self._answers_http = False
 
     def answers_http(self) -> None:
@@ -101,27 +103,16 @@ class Runtime:
         if self.startup.is_ready:
             self.metrics.worker("http", is_ready=True)
 
-    def _use(self, pipeline: Pipeline) -> None:
-        self.pipeline = pipeline
-        self._model = self._model_of(pipeline)
+    def _use(self, *, prefer_batch: bool) -> None:
+        composition, turns, clock = self._composition, self._turns, self.clock
+        self.pipeline = self._pipeline(prefer_batch=prefer_batch)
+        self._model = model_of(
+            composition, self.pipeline, turns=turns, metrics=self.metrics, clock=clock
+        )
 
-    def _model_of(self, pipeline: Pipeline) -> Model:
-        infer, clock, metrics = pipeline.infer, self.clock, self.metrics
-        if pipeline.mode == "single":
-            return AtOnce(infer, metrics=metrics, clock=clock)
-        config, turns, capacity = self.service.config, self._turns, self.service.config.capacity
-        if self.service.max_batch_size == 1:
-            return OneByOne(infer, capacity=capacity, turns=turns, metrics=metrics, clock=clock)
-        return LocalQueue(
-            infer,
-            make_policy=partial(make_policy, config),
-            max_batch_size=self.service.max_batch_size,
-            capacity=capacity,
-            turns=turns,
-            metrics=metrics,
-            clock=clock,
-            timeout=config.timeout,
-            key=self.service.batch_key,
+    def _pipeline(self, *, prefer_batch: bool) -> Pipeline:
+        return self._composition.pipeline(
+            prefer_batch=prefer_batch, clock=self.clock, on_blameless=self._on_blameless
         )
 
     # ------------------------------------------------------------------------ answers
@@ -203,14 +194,18 @@ class Runtime:
         """
         seconds = self._timeout if timeout is None else min(timeout, self._timeout)
         if self._ask_workers is not None:
-            return self._ask_elsewhere(self._ask_workers, values, seconds)
+            return forward(values, seconds, ask=self._ask_workers, composition=self._composition)
         deadline = self.clock() + seconds
         if not self.startup.is_ready:
             self.startup.wait(seconds)
         pipeline = self.pipeline
         results = [pipeline.prepare_value(value) for value in values]
         places = [n for n, item in enumerate(results) if not isinstance(item, Rejected)]
-        answers = self._model.ask_all([results[n] for n in places], deadline)
+        try:
+            answers = self._model.ask_all([results[n] for n in places], deadline)
+        except QueueFull:
+            self.metrics.rejected("full")
+            raise
         for n, answer in zip(places, answers, strict=True):
             results[n] = pipeline.finish_value(answer.result)
         return [
@@ -221,25 +216,10 @@ class Runtime:
         """Count and log a rejected item; a route may let the exception pass, unseen by Flask."""
         self._counted(rejected)
         if rejected.is_fault:
-            log.error("a request of service.ask failed", exc_info=rejected.exc)
+            exc = rejected.exc
+            said, shown = in_one_line(exc), traceback_for(exc, log)
+            log.error("a request of service.ask failed: %s", said, exc_info=shown)
         return failure_of(rejected)
-
-    def _ask_elsewhere(self, ask: AskWorkers, values: Sequence[Any], seconds: float) -> list[Any]:
-        schemas, setting = self.service.compose(), self.service.config.codec
-        answers: list[Any] = []
-        payloads: list[bytes] = []
-        for value in values:
-            try:
-                payloads.append(payload_of(value, schemas.request, setting))
-                answers.append(None)
-            except Exception as exc:
-                answers.append(failure_of(Rejected.of(exc)))
-        said = iter(ask(payloads, seconds) if payloads else [])
-        codecs = iter([self._codec or sniff(payload) for payload in payloads])
-        return [
-            response_of(*next(said), next(codecs), schemas.response) if answer is None else answer
-            for answer in answers
-        ]
 
     def run(self, payloads: Sequence[bytes]) -> Run:
         """Take a batch all the way, as a worker does; set-up must have succeeded."""
@@ -263,16 +243,12 @@ class Runtime:
             *n* responses in the same order, or exceptions in place of those that failed.
         """
         self.startup.run()
-        pipeline = self.service.pipeline(prefer_batch=prefer_batch, clock=self.clock)
+        pipeline = self._pipeline(prefer_batch=prefer_batch)
         prepared = [pipeline.prepare_value(value) for value in data]
-        with self._turn(pipeline):
+        with self._turns.turn_for(pipeline.mode):
             results = pipeline.infer_prepared(prepared)
         answers = [pipeline.finish_value(result) for result in results]
         return [answer.exc if isinstance(answer, Rejected) else answer for answer in answers]
-
-    def _turn(self, pipeline: Pipeline) -> AbstractContextManager[object]:
-        """Return what to hold while a function is called: only batch functions take turns."""
-        return self._turns if pipeline.mode == "batch" else nullcontext()
 
     # ------------------------------------------------------------------------- health
 
@@ -287,7 +263,11 @@ class Runtime:
             batch: Run each in a batch of ``warmup_batch_size`` too, by the batch function where
                 there is one.
         """
-        return self._checks.run(self.pipeline, batch=batch)
+        ways = [(self.pipeline, 1)]
+        if batch:
+            size = self._composition.warmup_batch_size
+            ways.append((self._pipeline(prefer_batch=True), size))
+        return self._checks.run(*ways)
 
     # ------------------------------------------------------------------------- set-up
 
@@ -299,40 +279,11 @@ class Runtime:
             VentuError: An example was rejected.
         """
         started = self.clock()
-        self._set_up()
+        self._lifecycle.set_up()
         set_up_at = self.clock()
-        self._warm_up()
+        self._lifecycle.warm_up(self.pipeline)
         warmed_up = self.clock() - set_up_at
         if self._answers_http:  # else a command has looked at the environment
             self.metrics.worker("http", is_ready=True)
             warn_of_unknown_variables()
         log.info("ready: set-up took %.2f s, warm-up %.2f s", set_up_at - started, warmed_up)
-
-    def _set_up(self) -> None:
-        if self._set_up_in is not None:  # it succeeded, the warm-up after it did not
-            return
-        if stage := self.service.stage("setup"):
-            stage.fn()
-        self._set_up_in = os.getpid()
-        if self.service.stage("teardown"):
-            atexit.register(self._tear_down)
-
-    def _tear_down(self) -> None:
-        stage = self.service.stage("teardown")
-        if stage and self._set_up_in == os.getpid():  # a forked child owns nothing of it
-            stage.fn()
-
-    def _warm_up(self) -> None:
-        """Run the examples alone and, where there is a batch function, as a batch."""
-        composition = self.service.compose()
-        pipeline = self.pipeline
-        sizes = [1, composition.warmup_batch_size] if pipeline.mode == "batch" else [1]
-        for probe in composition.probes:
-            for size in dict.fromkeys(sizes):
-                with self._turn(pipeline):
-                    run = pipeline.run([probe.payload] * size, probe.codec)
-                for outcome in run.outcomes:
-                    if isinstance(outcome, Rejected):
-                        raise VentuError(
-                            f"warm-up with {size} example(s) failed: {outcome.exc!r:.200}"
-                        ) from outcome.exc

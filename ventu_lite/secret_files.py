@@ -4,6 +4,7 @@
 """
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
@@ -13,6 +14,7 @@ from .errors import ConfigError
 SUFFIX: Final = "_FILE"
 # More is a certificate, a disk image, or another mistake.
 MAX_SIZE: Final = 4096
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def read_secrets(
@@ -40,14 +42,14 @@ def read_secrets(
 
 
 def _read(name: str, path: Path) -> str:
-    """Return what a file holds, without the end of its line."""
+    """Return what a file holds, without the mark of an editor before it and the end of its line."""
     said = f"{name}={str(path)!r}"
     try:
         if path.exists() and not path.is_file():  # a pipe would be empty for the next process
             raise ConfigError(f"{said} is no regular file: name a file that holds the secret")
         with path.open("rb") as file:
             content = file.read(MAX_SIZE + 1)
-        secret = content.decode().rstrip("\r\n")
+        secret = content.decode("utf-8-sig").rstrip("\r\n")
     except FileNotFoundError as exc:
         raise ConfigError(
             f"{said} does not exist: mount the secret there, or name another file"
@@ -57,10 +59,12 @@ def _read(name: str, path: Path) -> str:
     except (OSError, ValueError) as exc:  # ValueError: a NUL in the path
         reason = exc.strerror if isinstance(exc, OSError) else exc
         raise ConfigError(
-            f"{said} cannot be read: {reason}; let user {os.getuid()} read it"
+            f"{said} cannot be read: {reason}; let user {os.geteuid()} read it"
         ) from exc
     if len(content) > MAX_SIZE:
         raise ConfigError(f"{said} holds more than {MAX_SIZE} bytes: is it the right file?")
-    if not secret:
+    if not secret.strip():
         raise ConfigError(f"{said} is empty: write the secret into it, or remove the variable")
+    if _CONTROL.search(secret):  # no client could send such a key
+        raise ConfigError(f"{said} is no single line of text: is it the right file?")
     return secret

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from flask import Flask
 
@@ -19,13 +19,15 @@ from .batching.hooks import prefixes_of, skipped_by_serve
 from .batching.http import run
 from .batching.links import WorkerLink, log_change
 from .batching.probing import ProbingStatus
+from .batching.refusals import unreadable
 from .batching.server import BatchingService, Options, running
 from .batching.wsgi import WSGIRoutes
-from .blueprint import Mounted, services_of
+from .composition import largest_batch
 from .config import Config
 from .errors import RegistrationError
 from .failures import FAILURES_VARIABLE, take_note
 from .families import forget_process
+from .mounting import Mounted, services_of
 from .parent import PARENT_VARIABLE
 from .signals import StopSignals
 from .supervisor import Supervisor
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     from .service import Service
 
 log = logging.getLogger(__name__)
+
+_IN_VAIN: Final = "the workers fail before they are ready; the log says why"
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,9 @@ def serve(plan: Plan, config: Config) -> int:
     for mounted in services_of(plan.app).values():
         mounted.service.runtime.startup.forbid(_why_not_here(mounted.service, plan.service))
     prefixes = prefixes_of(plan.app, plan.mounted)
-    config = config.override(max_batch_size=_max_batch_size(plan.service, config))
+    # Above the ceiling of the decorator a worker would only split it.
+    size = largest_batch(plan.service.compose().stages, config)
+    config = config.override(max_batch_size=size)
     with _meeting_place() as workers_at:
         return run(_Front(plan, config, workers_at, prefixes).run())
 
@@ -113,7 +119,7 @@ class _Front:
     async def run(self) -> int:
         """Start the batching service and the workers, and stop both in that order."""
         self._supervisor = supervisor = self._make_supervisor()
-        routes = WSGIRoutes(self._plan.app.wsgi_app, self._config.host)
+        routes = WSGIRoutes(self._plan.app.wsgi_app, self._config.host, unreadable)
         self._batching = batching = self._make_batching(routes)
         self._plan.service.runtime.use_workers(Asker(batching.dispatcher), self._config.timeout)
         with StopSignals() as signals:
@@ -134,7 +140,8 @@ class _Front:
 
     def _announce(self) -> None:
         batching, count = self._batching, self._plan.workers
-        log.info("listening on %s; starting %d worker(s)", batching.url, count)
+        name = self._plan.service.name
+        log.info("listening on %s; starting %d worker(s) of %r", batching.url, count, name)
         for links in batching.links[1:]:
             log.info("taking other workers at %s", links.address)
 
@@ -150,6 +157,7 @@ class _Front:
                 FAILURES_VARIABLE: folder,
             },
             on_end=forget_process,
+            on_failure=self._judge,
             last_words=partial(take_note, folder),
         )
 
@@ -159,7 +167,7 @@ class _Front:
         options = Options(
             service.name,
             [self._workers_at, *guests_at],
-            retry=not plan.no_retry and service.may_retry,
+            retry=not plan.no_retry and service.compose().worker_stage.options.retry,
             prefixes=self._prefixes,
             fallback=routes,
             on_change=self._worker_changed,
@@ -171,12 +179,19 @@ class _Front:
     def _worker_changed(self, link: WorkerLink) -> None:
         if not link.is_ready:  # the supervisor says what became of one of ours
             log.debug("%r has left", link)
+            self._judge()
             return
         if not self._supervisor.worker_is_ready(link.pid):
             log_change(link)
+        self._judge()
         if not self._is_announced:
             self._is_announced = True
             log.info("ready on %s", self._batching.url)
+
+    def _judge(self) -> None:
+        """Refuse requests as long as there is no worker and none can be expected soon."""
+        is_vain = self._supervisor.is_failing and not self._batching.ready_workers
+        self._batching.dispatcher.refuse(_IN_VAIN if is_vain else "")
 
 
 def _why_not_here(service: "Service", served: "Service") -> str:
@@ -189,13 +204,6 @@ def _why_not_here(service: "Service", served: "Service") -> str:
         f"this process only forwards requests of the service {served.name!r}; it runs no stage"
         " itself. In a route of your own, call service.ask instead of service.predict"
     )
-
-
-def _max_batch_size(service: "Service", config: Config) -> int:
-    """Return the setting under the ceiling of the decorator: a worker would only split it."""
-    stage = service.stage("batch infer")
-    ceiling = stage.options.max_batch_size if stage else None
-    return min(ceiling or config.max_batch_size, config.max_batch_size)
 
 
 @contextlib.contextmanager

@@ -1,26 +1,21 @@
 """The registry: decorators collect plain functions, the first use composes them.
 
-No I/O here. ``app``, ``blueprint``, ``predict`` and ``run_*`` import their shell when they are
-called, so that importing a user's file stays cheap and a worker never imports what it does not
-need.
+No I/O here. What a decorator does not need is imported by the method that does: importing a user's
+file stays cheap, and a worker never imports what it does not use.
 """
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
 from .addresses import TCPAddress, UnixAddress
-from .config import Codec, Config, refuse_unknown
+from .config import Config, refuse_unknown
 from .errors import RegistrationError
-from .examples import Probe, find_examples, schema_batch_size
-from .isolation import BatchInfer, SingleInfer
-from .pipeline import Mode, Pipeline
-from .stages import MISSING, NO_OPTIONS, Kind, Options, Stage, make_stage, where_from
-from .validation import Schema
+from .stages import NO_OPTIONS, Kind, Options, Stage, make_stage
 
 if TYPE_CHECKING:
     from flask import Blueprint, Flask
 
+    from .composition import Composition
     from .health import Health
     from .runtime import Runtime
 
@@ -28,24 +23,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 # What a service takes that is no setting.
 _PARAMETERS: Final = ("request", "response", "examples", "warmup_batch_size", "config")
-
-
-@dataclass(frozen=True)
-class Composition:
-    """A service whose stages are complete and fit together.
-
-    Attributes:
-        request, response: The schemas.
-        probes: The examples, checked.
-        warmup_batch_size: How many copies of an example make the warm-up batch.
-        where: ``file:line`` of the code that asked for it first.
-    """
-
-    request: Schema
-    response: Schema
-    probes: list[Probe]
-    warmup_batch_size: int
-    where: str
 
 
 class Service:
@@ -245,7 +222,7 @@ class Service:
         """Return the stage at "setup", "preprocess", "infer", "batch infer", …, if there is one."""
         return self._stages.get(slot)
 
-    def compose(self) -> Composition:
+    def compose(self) -> "Composition":
         """Check that the stages are complete and fit together; the first call decides.
 
         Raises:
@@ -253,130 +230,17 @@ class Service:
                 not fit. The message shows the fix.
         """
         if self._composition is None:
-            self._check_model()
-            max_body = int(self.config.max_body)
-            request = Schema(self._schema("request", self._request), max_body=max_body)
-            response = Schema(self._schema("response", self._response))
-            probes = find_examples(self._examples, request, response, self.codecs)
-            self._composition = Composition(
-                request, response, probes, self._warmup_size(request), where_from()
+            from .composition import compose
+
+            self._composition = compose(
+                self._stages,
+                self.config,
+                request=self._request,
+                response=self._response,
+                examples=self._examples,
+                warmup_batch_size=self._warmup_batch_size,
             )
         return self._composition
-
-    @property
-    def codecs(self) -> list[Codec]:
-        """The codecs that this service reads and writes, the preferred one first."""
-        return ["json", "msgpack"] if self.config.codec == "auto" else [self.config.codec]
-
-    def mode(self, *, prefer_batch: bool) -> Mode:
-        """Tell whether the function that will be called is one of one item or of many."""
-        has = {"single": "infer" in self._stages, "batch": "batch infer" in self._stages}
-        wanted: Mode = "batch" if prefer_batch else "single"
-        other: Mode = "single" if prefer_batch else "batch"
-        return wanted if has[wanted] else other
-
-    def pipeline(self, *, prefer_batch: bool, clock: Callable[[], float]) -> Pipeline:
-        """Return the stages as one pipeline.
-
-        Args:
-            prefer_batch: Which function to call where both are registered.
-            clock: Monotonic seconds.
-
-        Raises:
-            RegistrationError: As ``compose``.
-        """
-        composition = self.compose()
-        mode = self.mode(prefer_batch=prefer_batch)
-        pre, post = self._stages.get("preprocess"), self._stages.get("postprocess")
-        return Pipeline(
-            composition.request,
-            composition.response,
-            preprocess=pre.fn if pre else None,
-            infer=self._infer(mode, clock),
-            postprocess=post.fn if post else None,
-            mode=mode,
-            clock=clock,
-        )
-
-    def _infer(self, mode: Mode, clock: Callable[[], float]) -> SingleInfer | BatchInfer:
-        if mode == "single":
-            return SingleInfer(self._stages["infer"].fn)
-        stage = self._stages["batch infer"]
-        return BatchInfer(
-            stage.fn,
-            max_batch_size=stage.options.max_batch_size,
-            isolate=stage.options.isolate and stage.options.retry,
-            key=stage.options.key,
-            timeout=self.config.timeout,
-            clock=clock,
-            where=stage.where,
-        )
-
-    def _check_model(self) -> None:
-        if self._stages.keys().isdisjoint(("infer", "batch infer")):
-            raise RegistrationError(
-                f"service {self.name!r} has no model call. Decorate it: @service.infer, or"
-                " @service.infer(batch=True) if it takes a list;"
-                " above the line that asks for the app."
-            )
-
-    def _schema(self, which: str, given: Any) -> Any:
-        if given is not None:
-            return given
-        infers = [s for slot in ("infer", "batch infer") if (s := self._stages.get(slot))]
-        outer = self._stages.get("preprocess" if which == "request" else "postprocess")
-        stages = [outer] if outer else infers
-        hints = [s.input_type() if which == "request" else s.output_type() for s in stages]
-        known = [hint for hint in hints if hint is not MISSING]
-        if not known:
-            raise RegistrationError(self._unknown_schema(which, stages[0]))
-        return known[0]
-
-    def _unknown_schema(self, which: str, stage: Stage) -> str:
-        kind = which.capitalize()
-        typed = f"list[{kind}]" if stage.options.batch else kind
-        name, parameter = stage.name, stage.parameter
-        shown = f"{name}({parameter}: {typed})" if which == "request" else f"{name}(...) -> {typed}"
-        part = "first parameter" if which == "request" else "return value"
-        written = stage.written(parameter if which == "request" else "return")
-        found = "has no annotation" if written is MISSING else f"says {written!r}, which tells none"
-        if stage.options.batch and isinstance(written, type):
-            found = f"says {written.__name__}, but a batch function has a list there"
-        # A lambda or a builtin cannot be annotated.
-        write = f"Write `def {shown}`, or say" if stage.is_annotatable else "Say"
-        return (
-            f"service {self.name!r} has no {which} schema: the {part} of {stage.where} {found}."
-            f" {write} Service({self.name!r}, {which}={kind})."
-        )
-
-    def _warmup_size(self, request: Schema) -> int:
-        size = self._warmup_batch_size
-        if size is None:
-            size = schema_batch_size(request)
-        if size is None:
-            size = self.max_batch_size
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise RegistrationError(f"warmup_batch_size is {size!r}, expected an integer from 1")
-        return min(size, self.max_batch_size)
-
-    @property
-    def max_batch_size(self) -> int:
-        """How many items a call may get: the setting, under the ceiling of the decorator."""
-        stage = self._stages.get("batch infer")
-        ceiling = stage.options.max_batch_size if stage else None
-        return min(ceiling or self.config.max_batch_size, self.config.max_batch_size)
-
-    @property
-    def batch_key(self) -> Callable[[Any], Hashable] | None:
-        """What tells which items may share a call; ``None`` if all may."""
-        stage = self._stages.get("batch infer")
-        return stage.options.key if stage else None
-
-    @property
-    def may_retry(self) -> bool:
-        """Whether the model may be called again with the items of a worker that died."""
-        stage = self._stages.get("batch infer") or self._stages.get("infer")
-        return stage is None or stage.options.retry
 
     # ------------------------------------------------------------------------ shells
 

@@ -18,7 +18,9 @@ LEAVE_TIMEOUT = 1.0  # from bye to the end, for a batch that crossed with it
 # silence is normal and lasts as long as nobody sends a request.
 SILENCE_TIMEOUT = 30.0
 SLOWEST_WRITE = 1_000_000  # bytes per second that a large message may take longer
-LASTING = 5.0  # seconds after which a connection was no failure, even without a batch
+# No message says welcome. Who gets a batch has been accepted; so has who was not shut out for so
+# long, as an idle service says nothing and one that does not like a proof closes at once.
+LASTING = 5.0
 
 _RECEIVE_SIZE = 262_144  # the larger, the fewer calls for a large batch
 
@@ -31,8 +33,14 @@ class Session:
         connection: What has been said on it: nothing yet.
         answer: Returns the results for the jobs of a batch.
         too_large: Returns the error body for a job whose response does not fit into a message.
+        on_accepted: Called once, when it turns out that the other end takes this worker.
         stop: Entered; once it is made, the session comes to its end.
         clock: Seconds that never go back.
+
+    Attributes:
+        is_accepted: Whether the other end has turned out to take this worker. Where it has not, a
+            new connection is not worth trying soon: without growing delays the two would keep each
+            other busy.
     """
 
     def __init__(
@@ -42,6 +50,7 @@ class Session:
         answer: Callable[[Batch], Results],
         *,
         too_large: Callable[[str, bytes], bytes],
+        on_accepted: Callable[[], None],
         stop: StopRequest,
         clock: Callable[[], float],
     ) -> None:
@@ -49,21 +58,13 @@ class Session:
         self._connection = connection
         self._answer = answer
         self._too_large = too_large
+        self._on_accepted = on_accepted
         self._stop = stop
         self._clock = clock
-        self._began_at = self._heard_at = clock()
+        self._asked_at = self._heard_at = clock()
         self._leave_at: float | None = None
-        self._batches = 0
         self._is_proven = False
-
-    @property
-    def was_useful(self) -> bool:
-        """Whether a new connection may be worth trying soon.
-
-        A peer that accepts and closes at once, or does not like our secret, is not: without the
-        growing delays the two would keep each other busy.
-        """
-        return self._batches > 0 or self._clock() - self._began_at >= LASTING
+        self.is_accepted = False
 
     def run(self) -> None:
         """Serve until the end that a stop request has asked for.
@@ -74,9 +75,12 @@ class Session:
             MessageTooLarge: Not even empty results fit into a message.
         """
         self._sock.setblocking(False)
-        self._send(self._connection.send_ready())
-        while self._step():
-            pass
+        try:
+            self._send(self._connection.send_ready())
+            while self._step():
+                pass
+        except (BrokenPipeError, ConnectionResetError) as exc:  # how an end looks in a hurry
+            raise ConnectionError(self._reason_to_close()) from exc
 
     def _step(self) -> bool:
         """Wait for one thing to happen and act on it; return whether to go on."""
@@ -99,12 +103,22 @@ class Session:
     def _deadline(self) -> float | None:
         if self._leave_at is not None:
             return self._leave_at
-        return self._heard_at + SILENCE_TIMEOUT if self._connection.is_partial else None
+        if self._connection.is_partial:
+            return self._heard_at + SILENCE_TIMEOUT
+        return None if self.is_accepted else self._asked_at + LASTING
 
     def _time_out(self) -> bool:
-        if self._leave_at is None:
+        if self._leave_at is not None:
+            return False
+        if self._connection.is_partial:
             raise TimeoutError(f"half a message, then nothing for {SILENCE_TIMEOUT:g} s")
-        return False
+        self._note_acceptance()
+        return True
+
+    def _note_acceptance(self) -> None:
+        if not self.is_accepted:
+            self.is_accepted = True
+            self._on_accepted()
 
     def _receive(self) -> bool:
         try:
@@ -132,14 +146,15 @@ class Session:
         if self._connection.state is State.CHALLENGED:  # else it crossed with our bye
             self._send(self._connection.send_proof(challenge))
             self._is_proven = True
+            self._asked_at = self._clock()
 
     def _reason_to_close(self) -> str:
-        if self._is_proven and not self.was_useful:  # it refuses a bad proof without a word
+        if self._is_proven and not self.is_accepted:  # it refuses a bad proof without a word
             return "closed by the batching service, check VENTU_WORKER_SECRET"
         return "closed by the batching service"
 
     def _serve(self, batch: Batch) -> None:
-        self._batches += 1
+        self._note_acceptance()
         began_at = self._clock()
         results = self._answer(batch)
         seconds = self._clock() - began_at

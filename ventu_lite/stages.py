@@ -1,16 +1,14 @@
-"""The functions of a user: what they are, where they stand, what their annotations say."""
+"""The stages of a service: functions of a user, each checked for its place in the pipeline."""
 
-import functools
 import inspect
-import operator
-import sys
 import typing
-from collections.abc import Callable, Hashable, Iterable, Mapping
-from dataclasses import dataclass, field
-from types import FrameType, MappingProxyType, SimpleNamespace, UnionType
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from .annotations import MISSING, annotation_of, element_of, hints_of, without_exceptions
 from .errors import RegistrationError
+from .functions import CALL, innermost, signature_of, unbound, where_is
 
 Kind = Literal["setup", "preprocess", "infer", "postprocess", "teardown"]
 
@@ -23,18 +21,6 @@ _ARGUMENTS: Final[dict[Kind, tuple[int, str]]] = {
     "postprocess": (1, "one argument, the result"),
     "teardown": (0, "no arguments"),
 }
-_CALL: Final = "__call__"
-_PACKAGE: Final = __name__.rpartition(".")[0]
-
-
-class _Missing:
-    """The type of ``MISSING``: there is no annotation, and ``None`` would be one."""
-
-    def __repr__(self) -> str:
-        return "MISSING"
-
-
-MISSING: Final = _Missing()
 
 
 @dataclass(frozen=True)
@@ -66,8 +52,8 @@ class Stage:
     kind: Kind
     fn: Callable[..., Any]
     where: str
-    hints: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
-    options: Options = NO_OPTIONS
+    hints: Mapping[str, Any]
+    options: Options
 
     @property
     def slot(self) -> str:
@@ -82,27 +68,27 @@ class Stage:
     @property
     def is_annotatable(self) -> bool:
         """Whether it is the user's own ``def``, and no lambda, builtin or class."""
-        return hasattr(_innermost(self.fn), "__code__") and self.name.isidentifier()
+        return hasattr(innermost(self.fn), "__code__") and self.name.isidentifier()
 
     @property
     def parameter(self) -> str:
         """The name of the first parameter, "" if that cannot be told."""
-        signature = _signature(self.fn)
+        signature = signature_of(self.fn)
         return next(iter(signature.parameters), "") if signature else ""
 
     def written(self, name: str) -> Any:
         """Return the annotation of a parameter, or of "return", as it stands in the file."""
-        return getattr(_annotated(self.fn), "__annotations__", {}).get(name, MISSING)
+        return annotation_of(self.fn, name)
 
     def input_type(self) -> Any:
         """Return the type of one item that goes in, ``MISSING`` if it is not annotated."""
         hint = self.hints.get(self.parameter, MISSING)
-        return _element(hint) if self.options.batch else hint
+        return element_of(hint) if self.options.batch else hint
 
     def output_type(self) -> Any:
         """Return the type of one item that comes out, ``MISSING`` if it is not annotated."""
         hint = self.hints.get("return", MISSING)
-        return _without_exceptions(_element(hint)) if self.options.batch else hint
+        return without_exceptions(element_of(hint)) if self.options.batch else hint
 
 
 def make_stage(kind: Kind, fn: Callable[..., Any], options: Options) -> Stage:
@@ -118,116 +104,22 @@ def make_stage(kind: Kind, fn: Callable[..., Any], options: Options) -> Stage:
             f"@service.{kind} got {fn!r}, which is no function;"
             " options are named, such as @service.infer(batch=True)"
         )
-    stage = Stage(kind, fn, where_is(fn), _hints(fn), options)
+    stage = Stage(kind, fn, where_is(fn), hints_of(fn), options)
     _check_is_plain(stage)
     _check_arguments(stage)
     _check_options(stage)
     return stage
 
 
-def where_is(fn: Callable[..., Any]) -> str:
-    """Return ``name (file:line)`` of a function, as well as it can be told."""
-    inner = _innermost(fn)
-    code = getattr(inner, "__code__", None) or getattr(type(inner).__call__, "__code__", None)
-    name = getattr(inner, "__qualname__", type(inner).__qualname__)
-    place = f"{code.co_filename}:{code.co_firstlineno}" if code else f"given at {where_from()}"
-    return f"{name} ({place})"
-
-
-def where_from() -> str:
-    """Return ``file:line`` of the code outside this package that is running now."""
-    frame = _user_frame()
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame else "an unknown place"
-
-
-def _user_frame() -> FrameType | None:
-    frame: FrameType | None = sys._getframe(1)
-    while frame and str(frame.f_globals.get("__name__", "")).partition(".")[0] == _PACKAGE:
-        frame = frame.f_back
-    return frame
-
-
-def _unbound(fn: Callable[..., Any]) -> Callable[..., Any]:
-    while isinstance(fn, functools.partial):
-        fn = fn.func
-    return fn
-
-
-def _innermost(fn: Callable[..., Any]) -> Callable[..., Any]:
-    inner: Callable[..., Any] = inspect.unwrap(_unbound(fn))
-    return inner
-
-
-def _hints(fn: Callable[..., Any]) -> dict[str, Any]:
-    """Return the annotations, those with names of the function around the definition included.
-
-    A name that cannot be resolved leaves its annotation out: whether that matters is known only
-    when the service is composed.
-    """
-    target = _annotated(fn)
-    module, names = getattr(target, "__globals__", {}), _names_around(target)
-    hints: dict[str, Any] = {}
-    for name, hint in getattr(target, "__annotations__", {}).items():
-        alone = SimpleNamespace(__annotations__={name: hint})
-        try:
-            hints |= typing.get_type_hints(alone, module, names, include_extras=True)
-        except Exception:  # an annotation is any expression, so anything can come out of it
-            continue
-    inner = _innermost(fn)
-    return hints | {"return": inner} if inspect.isclass(inner) else hints
-
-
-def _annotated(fn: Callable[..., Any]) -> Any:
-    """Return the function that has the annotations of ``fn``."""
-    inner = _innermost(fn)
-    if inspect.isclass(inner):
-        return inner.__init__
-    return inner if hasattr(inner, "__code__") else getattr(type(inner), _CALL)
-
-
-def _names_around(target: Any) -> dict[str, Any]:
-    """Return the local names of the function in which ``target`` is being defined now."""
-    frame = _user_frame()
-    code = getattr(target, "__code__", None)
-    is_here = frame is not None and code in frame.f_code.co_consts
-    return dict(frame.f_locals) if frame and is_here else {}
-
-
-def _element(hint: Any) -> Any:
-    """Return the type of the elements of a list type, ``MISSING`` if it is none."""
-    if typing.get_origin(hint) is typing.Annotated:
-        hint = typing.get_args(hint)[0]
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if not inspect.isclass(origin) or not issubclass(origin, Iterable):
-        return MISSING
-    is_pair = origin is tuple and arguments[1:] != (...,)
-    is_table = issubclass(origin, Mapping) or hasattr(origin, "shape")
-    return MISSING if is_pair or is_table else arguments[0]
-
-
-def _without_exceptions(hint: Any) -> Any:
-    """Return a union without its exceptions, which a batch function may put among its results."""
-    if typing.get_origin(hint) not in (typing.Union, UnionType):
-        return hint
-    left = [part for part in typing.get_args(hint) if not _is_exception(part)]
-    return functools.reduce(operator.or_, left) if left else hint
-
-
-def _is_exception(hint: Any) -> bool:
-    return inspect.isclass(hint) and issubclass(hint, BaseException)
-
-
-def _signature(fn: Callable[..., Any]) -> inspect.Signature | None:
-    try:
-        return inspect.signature(fn)
-    except (TypeError, ValueError):  # some builtins have none
-        return None
+def is_size(value: object) -> bool:
+    """Tell whether a value can be the size of a batch: an integer from 1."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _check_is_plain(stage: Stage) -> None:
     # Not the innermost function: a wrapper may be what makes an async function a plain one.
-    fn = _unbound(stage.fn)
-    both = (fn, getattr(type(fn), _CALL))
+    fn = unbound(stage.fn)
+    both = (fn, getattr(type(fn), CALL))
     if any(inspect.iscoroutinefunction(f) or inspect.isasyncgenfunction(f) for f in both):
         raise RegistrationError(
             f"{stage.where} is async, but stages run in plain threads and processes. Make it a"
@@ -242,7 +134,7 @@ def _check_is_plain(stage: Stage) -> None:
 
 def _check_arguments(stage: Stage) -> None:
     count, words = _ARGUMENTS[stage.kind]
-    signature = _signature(stage.fn)
+    signature = signature_of(stage.fn)
     if signature is None:
         return
     try:
@@ -261,7 +153,7 @@ def _check_options(stage: Stage) -> None:
             " add batch=True or leave them out"
         )
     size = options.max_batch_size
-    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+    if size is not None and not is_size(size):
         raise RegistrationError(
             f"{stage.where}: max_batch_size is {size!r}, expected an integer from 1"
         )

@@ -11,7 +11,7 @@ from typing import Final, Protocol
 
 from .errors import NotReady, VentuError
 from .failures import Failures
-from .tracebacks import beginning_with_the_users, in_one_line
+from .tracebacks import in_one_line, traceback_for
 
 log = logging.getLogger(__name__)
 
@@ -143,13 +143,11 @@ class Startup:
     def _log(self, exc: BaseException) -> None:
         """Log the traceback the first time, and what it is each time."""
         when = f"it is tried again after {self._retry_after:.0f} s"
-        is_news = self._failures.is_news(exc)
-        if log.isEnabledFor(logging.DEBUG):
-            log.error("set-up failed; %s", when, exc_info=exc)
-        elif is_news:
-            log.error("set-up failed; %s", when, exc_info=beginning_with_the_users(exc))
-        else:
-            log.error("set-up failed again: %s; %s", in_one_line(exc), when)
+        again = "" if self._failures.is_news(exc) else " again"
+        said, shown = in_one_line(exc), None
+        if not again or log.isEnabledFor(logging.DEBUG):
+            shown = traceback_for(exc, log)
+        log.error("set-up failed%s: %s; %s", again, said, when, exc_info=shown)
 
     def _finish(self, load: Callable[[], None]) -> None:
         failed = True

@@ -19,14 +19,14 @@ _FIRST_DELAY, _LONGEST_DELAY = 0.5, 30.0
 PATIENCE: Final = 5.0
 
 
-def next_delay(delay: float, *, was_ready: bool) -> float:
+def next_delay(delay: float | None, *, was_ready: bool) -> float:
     """Return the seconds to wait before a restart.
 
     Args:
-        delay: What was waited before the start of the process that died; -1 if it was the first.
+        delay: What was waited before the start of the process that died; None if it was the first.
         was_ready: Whether it got as far as asking for a batch.
     """
-    if was_ready or delay < 0:
+    if was_ready or delay is None:
         return 0.0
     return min(max(_FIRST_DELAY, 2 * delay), _LONGEST_DELAY)
 
@@ -55,7 +55,9 @@ class Supervisor:
         count: How many.
         devices: One for each worker as ``CUDA_VISIBLE_DEVICES``, round robin; none to leave it.
         environment: Further variables for the workers.
-        on_end: Called for each worker that has ended with its process id and whether it was ready.
+        on_end: Called, in a thread, for each worker that has ended, with its process id and whether
+            it was ready; another one is started after that.
+        on_failure: Called when a worker has ended before it was ready, or could not be started.
         last_words: Returns why a worker with this process id has ended, "" if it did not say.
         clock: Seconds.
         patience: Seconds from SIGTERM to SIGKILL.
@@ -69,6 +71,7 @@ class Supervisor:
         devices: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
         on_end: Callable[[int, bool], None] = lambda pid, was_ready: None,
+        on_failure: Callable[[], None] = lambda: None,
         last_words: Callable[[int], str] = lambda pid: "",
         clock: Callable[[], float] = time.monotonic,
         patience: float = PATIENCE,
@@ -78,12 +81,19 @@ class Supervisor:
         self._devices = devices
         self._environment = dict(os.environ) | dict(environment or {})
         self._on_end = on_end
+        self._on_failure = on_failure
         self._last_words = last_words
         self._clock = clock
         self._patience = patience
         self._stopping = asyncio.Event()
         self._slots: list[asyncio.Task[None]] = []
         self._running: dict[int, _Running] = {}
+        self._failing: set[int] = set()
+
+    @property
+    def is_failing(self) -> bool:
+        """Whether every worker has failed when it was last started, and none is ready since."""
+        return len(self._failing) == self._count
 
     def start(self) -> None:
         """Start all workers."""
@@ -95,6 +105,7 @@ class Supervisor:
         if running is None:
             return False
         running.is_ready = True
+        self._failing.discard(running.number)
         seconds = self._clock() - running.started_at
         log.info("worker %d, process %d, is ready after %.2f s", running.number, pid, seconds)
         return True
@@ -126,17 +137,28 @@ class Supervisor:
             running.signal(signum)
 
     async def _slot(self, number: int) -> None:
-        """Keep one worker alive."""
-        delay = -1.0
+        """Keep one worker alive, whatever happens."""
+        delay: float | None = None
         while not self._stopping.is_set():
-            was_ready, end = await self._run(number)
-            if self._stopping.is_set():
-                return
-            delay = next_delay(delay, was_ready=was_ready)
-            when = f"in {delay:g} s" if delay else "at once"
-            log.warning("worker %d %s; it is started again %s", number, end, when)
+            try:
+                delay = await self._live(number, delay)
+            except Exception:
+                delay = next_delay(delay, was_ready=False)
+                log.exception("worker %d is lost; it is started again %s", number, _when(delay))
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), delay)
+
+    async def _live(self, number: int, delay: float | None) -> float:
+        """Run a worker to its end; return the seconds to wait before the next one."""
+        was_ready, end = await self._run(number)
+        if self._stopping.is_set():
+            return 0.0
+        if not was_ready:
+            self._failing.add(number)
+            self._on_failure()
+        delay = next_delay(delay, was_ready=was_ready)
+        log.warning("worker %d %s; it is started again %s", number, end, _when(delay))
+        return delay
 
     async def _run(self, number: int) -> tuple[bool, str]:
         """Run a worker to its end; return whether it was ever ready, and how it ended."""
@@ -150,12 +172,11 @@ class Supervisor:
             running.signal(signal.SIGTERM)
         code = await running.process.wait()
         del self._running[pid]
-        self._forget(running)
         seconds = self._clock() - running.started_at
         before = "" if running.is_ready else " before it was ready"
         how = f"(process {pid}) {_how(code)} after {seconds:.1f} s{before}"
-        why = self._last_words(pid)
-        return running.is_ready, f"{how}: {why}" if why else how
+        why = await self._clear_away(running)
+        return running.is_ready, f"{how}: {why.rstrip('.')}" if why else how
 
     async def _start(self, number: int) -> _Running:
         environment = dict(self._environment)
@@ -169,11 +190,19 @@ class Supervisor:
         )
         return _Running(process, number, started_at)
 
-    def _forget(self, running: _Running) -> None:
+    async def _clear_away(self, running: _Running) -> str:
+        """Clear away what a worker has left; return why it has ended, "" if it did not say."""
+        pid, why = running.process.pid, ""
         try:
-            self._on_end(running.process.pid, running.is_ready)
+            why = self._last_words(pid)
+            await asyncio.to_thread(self._on_end, pid, running.is_ready)
         except Exception:  # another worker has to be started all the same
             log.exception("what worker %d has left cannot be cleared away", running.number)
+        return why
+
+
+def _when(delay: float) -> str:
+    return f"in {delay:g} s" if delay else "at once"
 
 
 def _how(code: int) -> str:

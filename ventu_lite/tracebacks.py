@@ -1,7 +1,10 @@
 """What a traceback tells the user: where in his own code something went wrong."""
 
+import logging
+import sysconfig
 import traceback
 from collections.abc import Iterator
+from pathlib import PurePath
 from types import TracebackType
 from typing import Final
 
@@ -9,18 +12,25 @@ from .errors import VentuError
 
 # What stands between a command and the user's file, or between his file and what it gets wrong.
 _NOT_THE_USERS: Final = {__name__.partition(".")[0], "click", "flask", "werkzeug"}
-_LONGEST: Final = 300  # characters; some messages are pages
+# Where libraries are. Code of the user that he has installed there is one as well, to itself.
+_STANDARD: Final = {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")}
+_INSTALLED: Final = {"site-packages", "dist-packages"}
+_LONGEST: Final = 300  # characters; some messages of others are pages
+_LONGEST_OF_OURS: Final = 1000
 
 
 def place_of(exc: BaseException) -> str:
-    """Return ``file:line`` of the last of the user's own lines that led to it, "" without one."""
-    if isinstance(exc, SyntaxError) and exc.filename:  # it never got as far as a frame
-        return f"{exc.filename}:{exc.lineno}"
-    for one in _with_causes(exc):
-        places = [_place(step) for step in _steps(one.__traceback__) if _is_the_users(step)]
-        if places:
-            return places[-1]
-    return ""
+    """Return ``file:line`` of the last of the user's own lines that led to it, "" without one.
+
+    Where none is his, a library may have been told of by a command: its last line then.
+    """
+    own = (step for step in _steps_to(exc) if not _is_of_a_library(step))
+    return _place_in(exc) or next(map(_place, own), "") or last_place_of(exc)
+
+
+def last_place_of(exc: BaseException) -> str:
+    """Return ``file:line`` of the last line that is not ours, a library's perhaps, or ""."""
+    return _place_in(exc) or next(map(_place, _steps_to(exc)), "")
 
 
 def first_place_of(exc: BaseException) -> str:
@@ -31,12 +41,32 @@ def first_place_of(exc: BaseException) -> str:
 
 def in_one_line(exc: BaseException) -> str:
     """Return what was raised, and where in the user's code."""
-    is_ours = isinstance(exc, VentuError)
-    # After a SyntaxError's excerpt, which is indented, and before any notes.
-    lines = traceback.format_exception_only(exc)
-    said = str(exc) if is_ours else next(line for line in lines if not line.startswith(" "))
-    line, place = " ".join(said.split()), place_of(exc)
-    return f"{line:.{_LONGEST}} ({place})" if place else f"{line:.{_LONGEST}}"
+    place = place_of(exc)
+    if isinstance(exc, VentuError):
+        line = _joined(str(exc), _LONGEST_OF_OURS)
+    else:
+        # After a SyntaxError's excerpt, which is indented, and before any notes. Since Python 3.12
+        # it has the name that may have been meant, too.
+        told = traceback.TracebackException.from_exception(exc, limit=0)
+        lines = told.format_exception_only()
+        line = _joined(next(line for line in lines if not line.startswith(" ")), _LONGEST)
+    return f"{line} ({place})" if place else line
+
+
+def _joined(text: str, most: int) -> str:
+    return " ".join(text.split())[:most]
+
+
+def traceback_for(exc: BaseException, log: logging.Logger) -> BaseException | None:
+    """Return what a line of the log that ends with ``in_one_line(exc)`` is to show below it.
+
+    The frames of ours are for those who have chosen the level "debug"; without them nothing may be
+    left.
+    """
+    if log.isEnabledFor(logging.DEBUG):
+        return exc
+    is_told = isinstance(exc, VentuError) and exc.__cause__ is None and not place_of(exc)
+    return None if is_told else beginning_with_the_users(exc)
 
 
 def beginning_with_the_users(exc: BaseException) -> BaseException:
@@ -71,6 +101,24 @@ def _steps(step: TracebackType | None) -> Iterator[TracebackType]:
 def _is_the_users(step: TracebackType) -> bool:
     module = str(step.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
     return module not in _NOT_THE_USERS and module != "importlib"
+
+
+def _steps_to(exc: BaseException) -> Iterator[TracebackType]:
+    """Yield the steps that are not ours to an exception, then to its causes, the last first."""
+    for one in _with_causes(exc):
+        yield from reversed([step for step in _steps(one.__traceback__) if _is_the_users(step)])
+
+
+def _is_of_a_library(step: TracebackType) -> bool:
+    path = PurePath(step.tb_frame.f_code.co_filename)
+    return any(map(path.is_relative_to, _STANDARD)) or not _INSTALLED.isdisjoint(path.parts)
+
+
+def _place_in(exc: BaseException) -> str:
+    """Return the place that an exception names itself, as it never got as far as a frame."""
+    if isinstance(exc, SyntaxError) and exc.filename:
+        return f"{exc.filename}:{exc.lineno}"
+    return ""
 
 
 def _place(step: TracebackType) -> str:

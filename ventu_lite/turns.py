@@ -2,8 +2,10 @@
 
 import threading
 from collections import deque
+from contextlib import AbstractContextManager, nullcontext
 
 from .errors import VentuError
+from .pipeline import Mode
 from .startup import reset_after_fork
 
 
@@ -58,6 +60,10 @@ class Turns:
             if self._waiting:
                 bell, self._owner = self._waiting.popleft()
                 bell.release()
+
+    def turn_for(self, mode: Mode) -> AbstractContextManager[object]:
+        """Return what to hold while a function is called: only batch functions take turns."""
+        return self if mode == "batch" else nullcontext()
 
     def _leave(self, mine: tuple[threading.Lock, int]) -> bool:
         """Wait no longer; return False if the turn has come meanwhile."""

@@ -21,7 +21,13 @@ from pydantic_core import SchemaValidator
 
 from .codecs import deep_plain, pack, plain, sniff, unpack
 from .config import Codec
-from .errors import InvalidPayload, MalformedPayload, PayloadError, RegistrationError
+from .errors import (
+    InvalidPayload,
+    MalformedPayload,
+    PayloadError,
+    PayloadTooLarge,
+    RegistrationError,
+)
 from .impatience import impatient_validator
 from .serializing import to_json, to_python
 
@@ -63,10 +69,12 @@ class Schema:
 
         Raises:
             MalformedPayload: The payload is not in that codec.
-            PayloadTooLarge: In JSON it would be larger than a payload may be.
+            PayloadTooLarge: It is larger than a payload may be, or would be in JSON.
             InvalidPayload: The value does not fit.
             Exception: Whatever a validator of the user raises, apart from ``ValueError``.
         """
+        if self._max_body is not None and len(payload) > self._max_body:
+            raise PayloadTooLarge(f"body of more than {self._max_body} bytes")
         is_small = len(payload) <= MAX_PATIENCE
         validator = self._validator if is_small else self._impatient
         try:

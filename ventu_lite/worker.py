@@ -18,6 +18,7 @@ from .events import Batch, Results
 from .messages import MessageTooLarge
 from .problems import encode_problem, problem
 from .protocol import WorkerConnection
+from .retries import Reminders, backoff
 from .session import Session
 from .signals import stop_signals
 from .silence import notice_silence
@@ -26,13 +27,6 @@ from .wakeup import StopRequest, wait_readable
 log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT = 5.0  # a stop request has to wait for this one
-
-# A batching service that restarts is back within a second, so the first tries come fast. One that
-# is gone for longer is not hammered by all its workers, and yet none of them is late by more than
-# an operator would wait for.
-FIRST_DELAY, LONGEST_DELAY = 0.1, 5.0
-# Who starts the worker first wants to hear it once; who looks later, that it still waits.
-FIRST_REMINDER, LONGEST_REMINDER = 30.0, 3600.0
 
 
 def connect_unix(path: str) -> socket.socket:
@@ -59,43 +53,6 @@ def connect_tcp(host: str, port: int) -> socket.socket:
     return sock
 
 
-def backoff() -> Iterator[float]:
-    """Yield the seconds to wait before each new try, without end."""
-    delay = FIRST_DELAY
-    while True:
-        yield delay
-        delay = min(2 * delay, LONGEST_DELAY)
-
-
-class Reminders:
-    """Decides when a problem that lasts is told again: at once, then at growing intervals.
-
-    Args:
-        clock: Seconds that never go back.
-    """
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._problem = ""
-        self._interval = self._due_at = 0.0
-
-    def forget(self) -> None:
-        """Note that the problem is over."""
-        self._problem = ""
-
-    def is_due(self, problem: str) -> bool:
-        """Whether to tell it now, which takes for granted that it then is told."""
-        now = self._clock()
-        if problem != self._problem:
-            self._problem, self._interval = problem, FIRST_REMINDER
-        elif now < self._due_at:
-            return False
-        else:
-            self._interval = min(2 * self._interval, LONGEST_REMINDER)
-        self._due_at = now + self._interval
-        return True
-
-
 def too_large_problem(job: str, payload: bytes) -> bytes:
     """Return the error body for a job whose response does not fit into a message."""
     document = problem(500, "the response is too large to be sent", f"#{job}")
@@ -114,7 +71,8 @@ class Worker:
         secret: What the batching service may want a proof of.
         too_large: Returns the error body for a job whose response does not fit into a message; it
             gets the id and the payload.
-        on_connected: Called with ``True`` and ``False`` as connections begin and end.
+        on_connected: Called with ``True`` once a connection is accepted by the other end, which
+            wants a proof of the secret perhaps, and with ``False`` when it ends.
         clock: Seconds that never go back.
     """
 
@@ -139,6 +97,7 @@ class Worker:
         self._on_connected = on_connected
         self._clock = clock
         self._reminders = Reminders(clock)
+        self._was_refused = False  # the last connection
         self._stop = StopRequest()
 
     def run(self) -> None:
@@ -146,8 +105,8 @@ class Worker:
         with self._stop:
             delays = backoff()
             while not self._stop.is_made:
-                was_useful, problem = self._attempt()
-                if was_useful:
+                was_accepted, problem = self._attempt()
+                if was_accepted:
                     delays = backoff()
                 if not self._stop.is_made:
                     self._wait(problem, next(delays))
@@ -161,31 +120,39 @@ class Worker:
         self._stop.make()
 
     def _attempt(self) -> tuple[bool, str]:
-        """Serve one connection to its end; return whether it was any good, and why it ended."""
+        """Serve one connection to its end; return whether it was accepted, and why it ended."""
         try:
             sock = self._connect()
         except OSError as exc:
             return False, f"cannot connect to {self._address}: {exc}"
-        self._reminders.forget()
         connection = WorkerConnection(max_message=self._max_message, secret=self._secret)
         session = Session(
             sock,
             connection,
             self._answer,
             too_large=self._too_large,
+            on_accepted=self._note_acceptance,
             stop=self._stop,
             clock=self._clock,
         )
-        log.info("connected to %s", self._address)
-        self._on_connected(True)
+        if not self._was_refused:
+            log.info("connected to %s", self._address)
         try:
             session.run()
         except (OSError, ProtocolError, MessageTooLarge) as exc:
-            return session.was_useful, f"lost {self._address}: {exc}"
+            return session.is_accepted, f"lost {self._address}: {exc}"
         finally:
             sock.close()
-            self._on_connected(False)
-        return session.was_useful, f"left {self._address}"
+            self._was_refused = not session.is_accepted
+            if session.is_accepted:
+                self._on_connected(False)
+        return session.is_accepted, f"left {self._address}"
+
+    def _note_acceptance(self) -> None:
+        if self._was_refused:  # so that it was not told at each vain try
+            log.info("connected to %s", self._address)
+        self._reminders.forget()
+        self._on_connected(True)
 
     def _wait(self, problem: str, delay: float) -> None:
         level = logging.WARNING if self._reminders.is_due(problem) else logging.DEBUG

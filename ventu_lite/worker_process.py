@@ -12,12 +12,13 @@ from .codecs import sniff
 from .config import Codec, Config
 from .health import Readiness
 from .outcomes import Rejected
-from .parent import end_with_parent, is_orphan
+from .parent import end_with_parent, has_parent, is_orphan
 from .pipeline import Outcome
 from .problems import encode_problem, problem
 from .protocol import Batch, Results
 from .runtime import Runtime
 from .signals import ended_by_signals
+from .tracebacks import in_one_line, traceback_for
 from .worker import Worker, connect_tcp, connect_unix, stop_on_signals
 
 if TYPE_CHECKING:
@@ -136,12 +137,19 @@ def _log_faults(rejected: dict[str, Rejected]) -> None:
     faults = [(job, one.exc) for job, one in rejected.items() if one.is_fault]
     for exc in {id(exc): exc for _, exc in faults}.values():
         jobs = [job for job, other in faults if other is exc]
-        log.error("job %s failed", ", ".join(jobs), exc_info=exc, extra={"job_id": jobs})
+        log.error(
+            "job %s failed: %s",
+            ", ".join(jobs),
+            in_one_line(exc),
+            exc_info=traceback_for(exc, log),
+            extra={"job_id": jobs},
+        )
 
 
 def _warn_of_retries(service: "Service") -> None:
-    stage = service.stage("batch infer") or service.stage("infer")
-    if stage and not stage.options.retry:
+    """Warn of what only the batching service can keep; ``serve`` tells its own."""
+    stage = service.compose().worker_stage
+    if not (stage.options.retry or has_parent()):
         log.warning(
             "%s says retry=False: start the batching service with --no-retry,"
             " or the jobs of a worker that dies are run again",

@@ -41,6 +41,7 @@ REQUEST = (
 CLIENTS = {"empty": [1, 16, 64, 256], "sleep": [1, 4, 16, 32, 64, 128]}
 WAITS = {"empty": [1], "sleep": [0, 1, 2, 5, 10]}  # of mosec, in ms
 RATIOS = {16: 2.0, 64: 2.0, 256: 1.8}
+SETTLING = 0.5  # seconds in which a server lets go of clients that have left
 WORK = {"empty": "pass", "sleep": "time.sleep(0.005 + 0.0002 * len(batch))"}
 OURS = """
 import time
@@ -309,10 +310,10 @@ def report_growth(peer: Peer, name: str, work: Callable[[], None]) -> None:
     """Print how much memory and how many files ``work`` leaves."""
     pid = peer.pids["batching"]
     work()  # the first time fills caches and the allocator's pools
-    time.sleep(0.5)
+    time.sleep(SETTLING)
     size, files = resident(pid), open_files(pid)
     work()
-    time.sleep(0.5)
+    time.sleep(SETTLING)
     grown = (resident(pid) - size) / 1e6
     print(verdict(f"{name} leave", grown, 1, " MB"))
     print(verdict(f"{name} leave", open_files(pid) - files, 0, " files"))

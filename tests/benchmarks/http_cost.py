@@ -20,6 +20,7 @@ from pathlib import Path
 
 from ventu_lite.batching.http import HttpServer, run
 from ventu_lite.batching.http_request import Request
+from ventu_lite.batching.refusals import unreadable
 
 TICKS = os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -38,7 +39,9 @@ def answer(request: Request) -> None:
 
 async def serve() -> None:
     """Serve until killed; print the port."""
-    listener = await asyncio.get_running_loop().create_server(HttpServer(answer), "127.0.0.1", 0)
+    listener = await asyncio.get_running_loop().create_server(
+        HttpServer(answer, refuse=unreadable), "127.0.0.1", 0
+    )
     print(listener.sockets[0].getsockname()[1], flush=True)
     await asyncio.Event().wait()
 

@@ -20,7 +20,7 @@ from itertools import count, product
 from math import ceil, exp, inf
 from pathlib import Path
 from statistics import fmean, geometric_mean
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 
 from ventu_lite.batching.adaptive import AdaptiveWait
 from ventu_lite.batching.policy import FixedWait, Policy
@@ -153,6 +153,13 @@ class Client:
         return now + 0.1 * MS + self._rng.expovariate(1 / self._think)
 
 
+@dataclass(slots=True, eq=False)
+class SimulatedJob(Job):
+    """A job that knows who waits for it, if anybody does."""
+
+    client: Client | None = None
+
+
 class Simulation:
     """One cell under one policy: an event loop in simulated time around one queue.
 
@@ -203,7 +210,7 @@ class Simulation:
         heappush(self._events, (time, next(self._serial), happen, what))
 
     def _ask(self, now: float, client: Client | None) -> None:
-        self._queue.add(Job(str(next(self._serial)), None, 0, now, inf, client))
+        self._queue.add(SimulatedJob(str(next(self._serial)), None, 0, now, inf, client=client))
 
     def _flow(self, now: float, stream: Iterator[float]) -> None:
         self._ask(now, None)
@@ -222,8 +229,9 @@ class Simulation:
             self._at(now + seconds, self._done, (worker, batch.jobs))
         for job, _ in queue.finished():
             self._responses.append(now - job.queued_at)
-            if job.context is not None:
-                self._at(job.context.next(now), self._ask, job.context)
+            client = cast(SimulatedJob, job).client
+            if client is not None:
+                self._at(client.next(now), self._ask, client)
         self._timer_at = self._timer(queue.due_at(now), now)
 
     def _timer(self, due_at: float | None, now: float) -> float:
@@ -274,7 +282,18 @@ def hard_grid() -> list[Cell]:
             for service, name in product(services, ("loop", "stream")):
                 traffic = hard_traffic(workers, limit, fixed + each * limit)[name]
                 cells.append(Cell(f"{service}, {name}", workers, traffic, fixed, each, 32, service))
-    return cells
+    return cells + one_by_one()
+
+
+def one_by_one() -> list[Cell]:
+    """Return loads of a model that takes its jobs one by one, as many on a CPU do."""
+    fixed, each, limit = 0.1 * MS, 1 * MS, 32
+    return [
+        Cell(f"one by one, {name}", workers, traffic, fixed, each, limit)
+        for workers in (1, 2, 4, 16)
+        for name, traffic in hard_traffic(workers, limit, fixed + each * limit).items()
+        if name in ("jumps", "bursts", "loop and stream", "loop", "stream")
+    ]
 
 
 @dataclass(frozen=True)

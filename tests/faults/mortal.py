@@ -41,6 +41,9 @@ def load():
     fails = pattern[(os.fstat(starts).st_size - 1) % len(pattern)] == "1"
     if fails and os.environ["FAILS_IN"] == "set-up":
         raise OSError("no weights")
+    if "MEMORY_GROUP" in os.environ:
+        with open(os.environ["MEMORY_GROUP"], "w") as members:
+            members.write(str(os.getpid()))
     if "MEMORY" in os.environ:
         pages = int(open("/proc/self/statm").read().split()[0])
         limit = pages * resource.getpagesize() + int(os.environ["MEMORY"])
@@ -51,6 +54,7 @@ DEADLY = {
     "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "exits": lambda: os._exit(0),
     "aborts": os.abort,
+    "devours": lambda: bytearray(b"x") * (1 << 29),
 }
 
 @service.infer(batch=True)

@@ -24,6 +24,7 @@ from flask import Flask
 from lines import READY, Line, addition, connect, message
 from processes import (
     TIMEOUT,
+    Client,
     Process,
     batching,
     command,
@@ -201,6 +202,28 @@ def test_only_workers_that_know_the_secret_are_given_jobs(
         until(lambda: logged in server.process.output)
         shown = server.process.output + deployment.workers[0].output + process.output
         assert not secrets_in(shown) and "loud" not in shown and "Traceback" not in shown
+
+
+@doors
+@pytest.mark.parametrize("secret", ["loud", ""], ids=["wrong", "none"])
+def test_a_worker_that_is_not_let_in_never_says_that_it_is_ready(
+    directory: Path, how: str, secret: str
+) -> None:
+    """A connection alone is not enough; and what keeps it out is told once, not at each try."""
+    with deployed(
+        how, SHOUT, directory, workers=0, is_ready=False, env={"VENTU_WORKER_SECRET": SECRET}
+    ) as deployment:
+        options = (*deployment.address, "--metrics-port", "0", "--log-level", "debug")
+        env = {"VENTU_WORKER_SECRET": secret} if secret else {}
+        with worker("app.py", *options, cwd=directory, env=env) as process:
+            port = int(process.wait_for(r"metrics on http://127.0.0.1:(\d+)")[1])
+            with Client(port) as client:
+                said = {client.get("/readyz").status}
+                while process.output.count("trying again") < 4 and process.is_alive:
+                    said.add(client.get("/readyz").status)
+                assert said == {503}
+                assert b"ventu_workers" not in client.get("/metrics").body
+            assert process.output.count("WARNING") == 1
 
 
 @doors

@@ -330,7 +330,7 @@ def test_a_bad_item_fails_alone(running: dict[str, Deployment], how: str, name: 
         return
     id = decoded(answer)["instance"].rpartition("#")[2]
     process = stage_process(deployment)
-    start = process.wait_for(f"{re.escape(id)} failed\n").end()
+    start = process.wait_for(f"{re.escape(id)} failed: .*\n").end()
     until(lambda: text in process.output[start:])
     # One that is returned was never raised, so there is nothing to trace back.
     first = "RuntimeError: " if name == "result is an exception" else "Traceback (most recent"

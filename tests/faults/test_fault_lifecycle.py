@@ -266,6 +266,65 @@ def test_copies_of_a_loaded_process_without_room_say_so(directory: Path) -> None
         assert children(server.process.pid) == copies
 
 
+#: A model makes copies of its process that ask the service, and count something of their own.
+FORKS = """
+import multiprocessing, os, sys
+from prometheus_client import Counter
+from ventu_lite import Service
+from ventu_lite.exposition import exposition
+
+service = Service("forks", request=int, response=int, examples=[1])
+service.add_stage("infer", lambda item: item)
+mine = Counter("mine_total", "Of the user.")
+app = service.app
+
+def count(times):
+    for _ in range(times):
+        service.ask(1)
+        mine.inc()
+
+def fill(folder):
+    try:
+        with open(f"{folder}/fill", "wb", 0) as file:
+            while True:
+                file.write(bytes(4096))
+    except OSError:
+        pass
+
+count(1)
+if "full" in sys.argv:
+    fill(os.environ["PROMETHEUS_MULTIPROC_DIR"])
+context = multiprocessing.get_context("fork")
+copies = [context.Process(target=count, args=(10,)) for _ in range(3)]
+for copy in copies:
+    copy.start()
+for copy in copies:
+    copy.join()
+print("exit codes", [copy.exitcode for copy in copies])
+print(exposition(None)[0].decode())
+"""
+
+
+@pytest.mark.parametrize("state", ["empty", "full"])
+def test_copies_that_a_model_makes_of_its_process_count_as_well(
+    directory: Path, state: str
+) -> None:
+    """Without Flask; what they count is neither lost nor written over that of their parent."""
+    (directory / "forks.py").write_text(FORKS)
+    folder = directory / "metrics"
+    folder.mkdir()
+    with mounted(folder, "size=4m"):
+        env = {"PROMETHEUS_MULTIPROC_DIR": str(folder)}
+        with Process("forks.py", state, cwd=directory, env=env) as process:
+            assert process.wait() == 0
+    counted, codes = (31, [0] * 3) if state == "empty" else (1, [1] * 3)
+    assert f"exit codes {codes}" in process.output
+    assert f"\nmine_total {counted}.0" in process.output
+    stage = r'ventu_stage_seconds_count\{mode="single",service="forks",stage="infer"\}'
+    assert re.search(rf"{stage} {counted}\.0", process.output)
+    assert ("is on a disk that is full: make room" in process.output) == (state == "full")
+
+
 # ------------------------------------------------------------------------------- the clock
 
 # Stands before every program that Python starts here: the clock on the wall goes as the file says.

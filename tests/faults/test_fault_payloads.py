@@ -5,14 +5,15 @@ import json
 import re
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import msgpack
 import pytest
-from deployments import Deployment, deployed, everywhere
+from deployments import TCP, UNIX, Deployment, deployed, everywhere, until
 from lazily import Lazily
-from processes import TIMEOUT, Answer, Server
+from processes import TIMEOUT, Answer, Server, worker
 
 MODEL = """
 from typing import Any
@@ -259,6 +260,29 @@ def test_a_body_at_the_limit(running: dict[str, Deployment], how: str, media_typ
     assert (answer.status, decoded(answer)["text"]) == (200, text.upper())
     assert server.infer(encoded({"text": text + "x"}, media_type), media_type).status == 413
     assert_well(server)
+
+
+@pytest.mark.parametrize("how", [UNIX, TCP])
+@pytest.mark.parametrize("smaller", ["batching", "worker"])
+def test_the_smaller_limit_of_two_programs_counts(directory: Path, how: str, smaller: str) -> None:
+    """Whoever has it, the client is told, the worker stays, and so does the rest of the batch."""
+    limits = {"batching": "1MiB", "worker": "1MiB"} | {smaller: "1000"}
+    patient = {"VENTU_MAX_WAIT_POLICY": "fixed", "VENTU_MAX_WAIT": "0.1"}
+    env = patient | {"VENTU_MAX_BODY": limits["batching"]}
+    with deployed(how, MODEL, directory, workers=0, is_ready=False, env=env) as deployment:
+        env = {"VENTU_MAX_BODY": limits["worker"]}
+        with worker("app.py", *deployment.address, cwd=directory, env=env) as process:
+            server = deployment.server
+            until(lambda: server.get("/readyz").status == 200)
+            for media_type in (JSON, MSGPACK):
+                body = encoded({"text": "x" * 1000}, media_type)
+                with ThreadPoolExecutor(4) as pool:
+                    large = pool.submit(server.infer, body, media_type)
+                    small = [pool.submit(server.infer, GOOD) for _ in range(3)]
+                    assert_refused(large.result(TIMEOUT), 413, media_type)
+                    assert decoded(large.result())["detail"] == "body of more than 1000 bytes"
+                    assert [one.result(TIMEOUT).status for one in small] == [200] * 3
+            assert process.is_alive and process.output.count("connected to") == 1
 
 
 # ------------------------------------------------------------------------- odd, but no mistake

@@ -354,12 +354,13 @@ def test_a_browser_at_the_port_of_workers_gets_no_answer_and_the_log_says_why(
 
 
 def test_a_worker_at_the_port_of_clients_is_told_and_does_not_spin(site: Site) -> None:
-    place = f"127.0.0.1:{site.server.port}"
-    with worker("app.py", "--tcp", place, cwd=site.deployment.directory) as lost:
+    options = ("--tcp", f"127.0.0.1:{site.server.port}", "--log-level", "debug")
+    with worker("app.py", *options, cwd=site.deployment.directory) as lost:
         said = "the peer speaks HTTP, is this the right port?; trying again in "
         for delay in ("0.1 s", "0.2 s", "0.4 s", "0.8 s"):
             lost.wait_for(re.escape(said + delay))
         assert lost.stop() == 0
+        assert lost.output.count("WARNING") == 1
     assert site.is_honest()
 
 
@@ -566,10 +567,12 @@ def test_a_worker_waits_in_silence_and_can_still_be_stopped(directory: Path) -> 
 def test_a_worker_does_not_spin_where_every_connection_ends_at_once(directory: Path) -> None:
     (directory / "app.py").write_text(ECHO)
     with Door(TCP, directory) as door:
-        with worker("app.py", *door.address, cwd=directory) as process:
+        options = (*door.address, "--log-level", "debug")
+        with worker("app.py", *options, cwd=directory) as process:
             for delay in ("0.1", "0.2", "0.4", "0.8"):
                 door.accept().sock.close()
                 process.wait_for(f"closed by the batching service; trying again in {delay} s")
+            assert process.output.count("WARNING") == 1
 
 
 def test_a_worker_at_the_port_of_a_wsgi_server_serves_nobody(directory: Path) -> None:

@@ -278,11 +278,13 @@ def test_a_worker_dies_during_the_drain(directory: Path) -> None:
 def test_a_signal_between_death_and_restart(directory: Path, signum: signal.Signals) -> None:
     """A job that waits for a worker has its deadline, and the end waits for no worker."""
     (directory / "fail_in_setup").touch()
+    gate = hold(directory, "setup")
     with deployed(SERVE, MODEL, directory, is_ready=False) as deployment:
         server = deployment.server.process
-        server.wait_for("it is started again in 1 s")
-        answers = at_once(deployment.server, ["x"], X_Request_Timeout="0.5")
+        answers = at_once(deployment.server, ["x"], X_Request_Timeout="3")
         until(lambda: samples(deployment.server)["ventu_queue_jobs"] == 1)
+        gate.unlink()
+        server.wait_for("it is started again in 0.5 s")
         server.signal(signum)
         assert [answer.status for answer in answers()] == [504]
         assert server.wait() == 0

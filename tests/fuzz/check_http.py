@@ -16,7 +16,9 @@ import h11
 
 from ventu_lite.batching.http import HttpServer, Limits
 from ventu_lite.batching.http_connection import Connection
+from ventu_lite.batching.http_head import Heads
 from ventu_lite.batching.http_request import Request
+from ventu_lite.batching.refusals import unreadable
 
 CONTROL = 8
 LATE, SLOW, TIGHT, EVERY_BYTE, HALF_CLOSED, WAITING, DRAINING, CHECKED = (1 << n for n in range(8))
@@ -177,17 +179,19 @@ class Site:
 
     Attributes:
         requests: Those that came to the handler, oldest first.
+        seen: What the handler was asked in each.
     """
 
     def __init__(self, flags: int) -> None:
         self.flags = flags
         self.requests: list[Request] = []
+        self.seen: list[Seen] = []
         self.loop = Loop()  # type: ignore[abstract]  # what is missing is never called
         asyncio._set_running_loop(self.loop)
         try:
             limits = _TIGHT if flags & TIGHT else Limits()
             check = self._check if flags & CHECKED else None
-            self.server = HttpServer(self._handle, limits=limits, check=check)
+            self.server = HttpServer(self._handle, refuse=unreadable, limits=limits, check=check)
         finally:
             asyncio._set_running_loop(None)
         self.connection, self.transport = self.connect(is_slow=bool(flags & SLOW))
@@ -199,10 +203,6 @@ class Site:
         connection.connection_made(transport)
         return connection, transport
 
-    def seen(self) -> list[Seen]:
-        """Return what the handler was asked."""
-        return [(request.method, request.target, request.body) for request in self.requests]
-
     def answer(self) -> None:
         """Answer everything, the last request first: the order must not depend on ours."""
         while open := [one for one in self.requests if one.answer is None and not one.is_gone]:
@@ -212,6 +212,7 @@ class Site:
 
     def _handle(self, request: Request) -> None:
         self.requests.append(request)
+        self.seen.append((request.method, request.target, request.body))
         if not self.flags & LATE:
             request.respond(200, b"", b"%d" % (len(self.requests) - 1))
 
@@ -224,17 +225,21 @@ def check(data: bytes) -> None:
     control = data[-CONTROL:].rjust(CONTROL, b"\0")
     stream, flags = data[:-CONTROL], control[0]
     with Faults(logging.ERROR):
-        verdict = _verdict(flags, _pieces(stream, control[1:], bool(flags & EVERY_BYTE)))
+        pieces = _pieces(stream, control[1:], bool(flags & EVERY_BYTE))
+        verdict = _verdict(flags, pieces, Heads())
         if not flags & (LATE | SLOW | TIGHT | HALF_CLOSED | WAITING | DRAINING):
-            assert _verdict(flags, [stream]) == verdict, "the cuts have changed the verdict"
+            known = Heads()
+            assert _verdict(flags, [stream], known) == verdict, "the cuts have changed the verdict"
+            assert _verdict(flags, pieces, known) == verdict, "known heads have changed the verdict"
 
 
-def _verdict(flags: int, pieces: list[bytes]) -> tuple[list[Seen], list[int]]:
+def _verdict(flags: int, pieces: list[bytes], heads: Heads) -> tuple[list[Seen], list[int]]:
     """Return the requests that came to the handler, and the statuses of all answers."""
     site = Site(flags)
+    site.server.heads = heads
     delivered = _deliver(site, pieces)
     _end(site)
-    seen, asked = site.seen(), _asked(delivered)
+    seen, asked = list(site.seen), _asked(delivered)
     statuses = _statuses(site, [method for method, _, _ in asked], b"HEAD " in delivered)
     good = [request for request, status in zip(asked, statuses, strict=False) if status == 200]
     assert seen[: len(good)] == good, f"{seen} are {good} to h11"
@@ -283,6 +288,8 @@ def _check_limits(site: Site) -> None:
     assert 0 <= site.server.held <= limits.max_held, f"{site.server.held} bytes are held"
     open = [one for one in site.requests if one.answer is None and not one.is_gone]
     assert len(open) <= limits.max_pipelined, f"{len(open)} requests are in flight"
+    kept = sum(len(one.body) for one in site.requests)
+    assert kept <= site.server.held, f"{kept} bytes are kept, {site.server.held} are counted"
 
 
 def _end(site: Site) -> None:
@@ -300,6 +307,7 @@ def _end(site: Site) -> None:
     site.loop.turn()
     assert transport.is_lost, "the connection never ends"
     assert site.server.held == 0, f"{site.server.held} bytes are still held"
+    assert not any(one.body for one in site.requests), "a body is kept without its client"
     assert not site.server.connections
 
 
@@ -397,7 +405,7 @@ def _check_honest_client(site: Site) -> None:
             connection.data_received(piece)
             site.answer()
             site.loop.turn()
-        assert site.seen()[count:] == [(b"POST", b"/honest", b"honest")], "not understood"
+        assert site.seen[count:] == [(b"POST", b"/honest", b"honest")], "not understood"
         assert _read_response(b"POST", transport.written)[:2] == (200, b"%d" % count)
         transport.abort()
         site.loop.turn()

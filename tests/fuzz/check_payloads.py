@@ -17,14 +17,7 @@ from bounded import memory_at_most
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from pydantic_core import to_json
 
-from ventu_lite.codecs import (
-    MEDIA_TYPE,
-    pack,
-    request_codec,
-    response_type,
-    sniff,
-    unpack,
-)
+from ventu_lite.codecs import pack, sniff, unpack
 from ventu_lite.config import Codec
 from ventu_lite.errors import (
     InvalidPayload,
@@ -32,6 +25,7 @@ from ventu_lite.errors import (
     NotAcceptable,
     UnsupportedMediaType,
 )
+from ventu_lite.media_types import MEDIA_TYPE, request_codec, response_type
 from ventu_lite.validation import MAX_FIELD_ERRORS, Schema
 
 CONTROL = 2

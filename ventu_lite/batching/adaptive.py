@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
-from ventu_lite.batching.learning import Arrivals, BatchTime, bin_edges
-from ventu_lite.batching.policy import Running
+from .learning import Arrivals, BatchTime, bin_edges
+from .policy import Running
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +43,15 @@ class AdaptiveWait:
 
     **Company.** A job that misses this batch loses the time until a worker comes free: the least
     of what this batch will take and what the busy workers still need, nothing if another worker
-    is idle. So waiting until *t* gains 0.8 times that for each job that is expected until *t* and
-    finds room. It costs every waiting job the time until *t*, and every job that comes meanwhile
-    its part of it. With one worker, those expected during the batch would all go later too: each
-    counts for 0.3 of a waiting job. The *t* that gains most is taken; if none gains, none is.
+    is idle. A job that joins saves that, but each of those that wait now gets its answer later by
+    what one more job takes, and each of those expected in the next batch sooner. Waiting until *t*
+    gains the sum of the three for each job that is expected until *t* and finds room. It costs
+    every waiting job the time until *t*, and every job that comes meanwhile its part of it. The
+    *t* that gains most is taken; if none gains, none is.
+
+    With one worker nobody is sure to be in the next batch, so company saves the fixed part of a
+    batch and no more. And those expected during this one would all go later too: each counts for
+    0.3 of a waiting job.
 
     **Spreading.** Several workers that each take a job as it comes are soon all busy with batches
     of one, and the rest waits. They just never run out if each batch has *n* jobs, where *n* jobs
@@ -54,6 +59,10 @@ class AdaptiveWait:
     each). With several workers a batch is held, idle ones or not, until so many are there; at low
     load that is one. As Deb and Serfozo show ("Optimal control of batch service queues", 1973), a
     threshold on the number that wait is the best rule; here it is learned.
+
+    What both save in the end is the fixed part of batches. Where it is small beside the rest, a
+    misjudged rate must not hold a model that takes jobs one by one: company is never worth more
+    than 3 such parts to a job, and no batch is held for more jobs than take as long as 3.
 
     The later end of both waits counts. ``max_wait`` seconds after a worker was idle while a job
     waited, the batch goes in any case.
@@ -64,8 +73,8 @@ class AdaptiveWait:
         *("_bin_at", "_due_at", "_numbers", "_rate", "_rate_at", "_since", "_times"),
     )
 
-    _PRUDENCE: Final = 0.8  # 0.7 does nearly as well; 0.5 and 1.0 are worse where jobs come late
     _LATER: Final = 0.3  # 1.0 would be a stream for ever; closed loops have nobody left to come
+    _AT_STAKE: Final = 3.0  # fixed parts of a batch; 5 does nearly as well
     _MEMORY: Final = 5.0  # batch times over which the rate of arrivals is averaged
     _SHORTEST: Final = 1e-6  # seconds from which a rate can be told
     _LOOKED_AT: Final = 8  # busy workers: the oldest batches are likely to end first
@@ -146,7 +155,8 @@ class AdaptiveWait:
         expected, gain, company_at = (
             self._company(now, limit, waiting, room, loss, is_alone) if loss else (0.0, 0.0, now)
         )
-        self._due_at = max(now, min(limit, max(spread_at, company_at)))
+        due_at = spread_at if spread_at > company_at else company_at
+        self._due_at = due_at if due_at < limit else max(now, limit)
         self._numbers = (waiting, room, wanted, expected, loss, gain, self._due_at - now)
         return self._due_at
 
@@ -182,9 +192,12 @@ class AdaptiveWait:
         rate = self._rate_now(now)
         if not rate:
             return 0, now
+        fixed, each = self._times.fixed, self._times.each
         most = waiting + room
-        spare = workers - rate * self._times.each
-        work = rate * self._times.fixed
+        if each * most > self._AT_STAKE * fixed:
+            most = max(1, round(self._AT_STAKE * fixed / each))
+        spare = workers - rate * each
+        work = rate * fixed
         wanted = most if work >= spare * most else round(work / spare)
         return wanted, now + max(0, wanted - waiting) / rate
 
@@ -195,28 +208,36 @@ class AdaptiveWait:
         """
         fixed, each = self._times.fixed, self._times.each
         loss = fixed + each * waiting
-        if not busy:
-            return loss
+        ago = now - fixed  # when a batch was released whose fixed part ends now
         for batch in islice(busy, self._LOOKED_AT):
-            needs = abs(batch.released_at + fixed + each * batch.size - now)
+            needs = abs(batch.released_at + each * batch.size - ago)
             if needs < loss:
                 loss = needs
         return loss
+
+    def _worth(self, waiting: int, loss: float, others: float) -> float:
+        """Return what it saves that a job is in this batch, not with ``others`` in the next."""
+        fixed, each = self._times.fixed, self._times.each
+        worth, most = loss + each * (others - waiting), self._AT_STAKE * fixed
+        return worth if worth < most else most
 
     def _company(
         self, now: float, limit: float, waiting: int, room: int, loss: float, is_alone: bool
     ) -> tuple[float, float, float]:
         """Return the jobs expected, the gain and the end of the wait that gains most."""
-        arrivals, worth = self._arrivals, self._PRUDENCE * loss
+        arrivals = self._arrivals
         zero = arrivals.started_at
         start = elapsed = now - zero
         edges, totals = arrivals.edges, arrivals.totals
         first, beyond = bisect_right(edges, elapsed), bisect_right(edges, limit - zero)
         # Jobs are counted from the event on here: those who came until now stand in ``before``.
-        earlier = before = arrivals.until(elapsed)
-        during = arrivals.until(elapsed + loss) if is_alone else 0.0
+        earlier = before = arrivals.within(first - 1, elapsed)
+        during = arrivals.until(elapsed + loss)
         most, own = room + before, waiting - before
-        top = worth * (min(most, totals[beyond - 1]) - before)
+        later = during if is_alone else 0.0
+        others = 0.0 if is_alone else min(during - before, waiting + room)
+        worth = self._worth(waiting, loss, others)
+        top = worth * ((most if most < totals[beyond - 1] else totals[beyond - 1]) - before)
         gain = cost = best_total = best_end = 0.0
         for end, total in zip(edges[first:beyond], totals[first:beyond], strict=True):
             if cost >= top - gain:
@@ -224,8 +245,8 @@ class AdaptiveWait:
             cost += (own + (earlier + total) / 2) * (end - start)
             start, earlier = end, total
             gains = worth * ((total if total < most else most) - before) - cost
-            if during > total:
-                gains -= self._LATER * (during - total) * (end - elapsed)
+            if later > total:
+                gains -= self._LATER * (later - total) * (end - elapsed)
             if gains > gain:
                 gain, best_total, best_end = gains, total, end
         return (best_total - before, gain, zero + best_end) if gain else (0.0, 0.0, now)

@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from ..errors import VentuError
-from .dispatcher import Dispatcher
+from .dispatcher import Dispatcher, Timing
 from .jobs import Failure, Job
 
 Answers = list[tuple[int, bytes | str]]
@@ -30,7 +30,7 @@ class AskedJob(Job):
         self.asked = asked
         self.place = place
 
-    def answered(self, status: int, body: bytes, timing: bytes) -> None:
+    def answered(self, status: int, body: bytes, timing: Timing) -> None:
         """Take the worker's answer."""
         self.asked.take(self.place, status, body)
 
@@ -89,9 +89,6 @@ class Asker:
             for place, payload in enumerate(payloads)
         ]
         try:
-            for job in jobs:
-                self._dispatcher.add(job)
+            self._dispatcher.add_all(jobs)
         except VentuError as exc:
-            for job in jobs:
-                self._dispatcher.abandon(job)
             asked.future.set_exception(exc)

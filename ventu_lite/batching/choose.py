@@ -1,8 +1,8 @@
 """Which policy the settings ask for."""
 
-from ventu_lite.batching.adaptive import AdaptiveWait
-from ventu_lite.batching.policy import FixedWait, Policy
-from ventu_lite.config import Config
+from ..config import Config
+from .adaptive import AdaptiveWait
+from .policy import FixedWait, Policy
 
 
 def make_policy(config: Config) -> Policy:

@@ -4,12 +4,12 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ventu_lite.batching.local_jobs import Answer, Infer, expired
-from ventu_lite.batching.workers import DrainRate
-from ventu_lite.errors import QueueFull
-from ventu_lite.metrics import ServiceMetrics
-from ventu_lite.startup import reset_after_fork
-from ventu_lite.turns import Turns
+from ..errors import QueueFull
+from ..metrics import ServiceMetrics
+from ..startup import reset_after_fork
+from ..turns import Turns
+from .local_jobs import Answer, Infer, expired
+from .workers import DrainRate
 
 
 class AtOnce:

@@ -8,16 +8,22 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
-from typing import Protocol, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, Protocol, cast
 
+from ..errors import PayloadError, Unavailable
+from ..problems import reason_of
 from ..protocol import Results
-from .jobs import Failure, Job
+from .jobs import WORKER_DIED, Failure, Job
 from .queue import Queue
 from .tally import FrontMetrics
 from .workers import Batch
 
 log = logging.getLogger(__name__)
+
+#: What is told of a batch: seconds that the worker took, and jobs in it.
+Timing = tuple[float, int]
+_NO_TIMING: Final = (0.0, 0)
 
 
 class Link(Protocol):
@@ -36,13 +42,13 @@ class Link(Protocol):
 class Waiting(Protocol):
     """A job that knows who waits for it."""
 
-    def answered(self, status: int, body: bytes, timing: bytes) -> None:
+    def answered(self, status: int, body: bytes, timing: Timing) -> None:
         """Take the worker's answer.
 
         Args:
             status: The HTTP status.
             body: The response or the error body.
-            timing: What ``Server-Timing`` says of the batch, with a leading comma.
+            timing: That of the batch, the same object for all its jobs.
         """
 
     def failed(self, failure: Failure) -> None:
@@ -98,6 +104,21 @@ class Dispatcher:
         if not self._turn_is_due:
             self._ask_for_turn()
 
+    def add_all(self, jobs: Sequence[Job]) -> None:
+        """Let jobs wait for their turn, all of them or none; the refusal is counted.
+
+        Raises:
+            Unavailable, PayloadError: As ``add``, for the first that is not taken.
+        """
+        try:
+            for job in jobs:
+                self.add(job)
+        except (PayloadError, Unavailable) as exc:
+            for job in jobs:
+                self.queue.abandon(job)
+            self._metrics.refused(exc.status)
+            raise
+
     def abandon(self, job: Job) -> None:
         """Forget a job whose client has gone."""
         if self.queue.abandon(job):
@@ -122,30 +143,33 @@ class Dispatcher:
             ProtocolError: They do not belong to the batch of this worker.
         """
         now = self._moment = self.clock()
-        if results.bye:
-            self.queue.retire(link)
         batch = self.queue.accept(link, results.payloads, now)
+        if batch.unanswered:
+            _warn_of_unanswered(batch)
         self._hand_out(now)
         self._ask_for_turn()  # for jobs that come in a moment: before the answers are written, too
         seconds = now - batch.released_at
         if results.infer is not None:  # it cannot have worked for longer than it had the batch
             seconds = min(seconds, results.infer)
-        timing = b', infer;dur=%.3f, batch;desc="%d"' % (seconds * 1e3, batch.size)
-        self._answer(results.rejected, timing)
+        self._answer(results.rejected, (seconds, batch.size))
 
     def retire(self, link: Link) -> None:
-        """Take note that a worker wants no further batch."""
+        """Take note that a worker wants no further batch; to be called before its last results."""
         self.queue.retire(link)
 
     def lost(self, link: Link) -> None:
         """Take note that a worker has gone; its jobs are tried again."""
-        self.queue.lose(link, self.clock())
+        self._lose(link, self.clock())
         self._ask_for_turn()
 
-    def drain(self) -> None:
-        """Take no new jobs, and let no other wait for company."""
-        self.queue.drain()
-        self._ask_for_turn()
+    @property
+    def refusal(self) -> str:
+        """Why no new job is taken now, "" if any is."""
+        return self.queue.refusal
+
+    def refuse(self, why: str) -> None:
+        """Take no new jobs for this reason, or again if there is none."""
+        self.queue.refuse(why)
 
     def close(self) -> None:
         """Stop the timer."""
@@ -162,7 +186,7 @@ class Dispatcher:
         self._turn_is_due = False
         now = self.clock()
         self._hand_out(now)
-        self._answer({}, b"")
+        self._answer({}, _NO_TIMING)
         self._set_timer(now)
 
     def _hand_out(self, now: float) -> None:
@@ -170,34 +194,33 @@ class Dispatcher:
         while batch := self.queue.take(now):
             self._send(batch)
             if self._tells:
-                self._tell(batch, now)
+                log.debug("%s", self.queue.describe(batch))
             metrics.released[batch.reason] += 1
             metrics.batch_size.observe(batch.size)
             metrics.queue_seconds.observe_all([now - job.queued_at for job in batch.jobs.values()])
 
-    def _tell(self, batch: Batch[Link], now: float) -> None:
-        log.debug(
-            "released %d job(s) to %r (%s): the oldest waited %.3f ms, %d still wait; %s",
-            batch.size,
-            batch.worker,
-            batch.reason,
-            (now - next(iter(batch.jobs.values())).queued_at) * 1e3,
-            self.queue.waiting,
-            self.queue.explain(),
-        )
-
     def _send(self, batch: Batch[Link]) -> None:
         batch.worker.send({job.id: job.payload for job in batch.jobs.values()})
 
-    def _answer(self, rejected: Mapping[str, int], timing: bytes) -> None:
+    def _answer(self, rejected: Mapping[str, int], timing: Timing) -> None:
         for job, outcome in self.queue.finished():
             waiting = cast(Waiting, job)
-            if type(outcome) is Failure:
-                self._metrics.rejected[outcome.reason] += 1
-                waiting.failed(outcome)
-            else:
-                status = rejected.get(job.id, 200) if rejected else 200
-                waiting.answered(status, outcome, timing)
+            try:
+                if type(outcome) is Failure:
+                    self._metrics.rejected[outcome.reason] += 1
+                    waiting.failed(outcome)
+                else:
+                    status = rejected.get(job.id, 200) if rejected else 200
+                    if status != 200:
+                        self._metrics.rejected[reason_of(status)] += 1
+                    waiting.answered(status, outcome, timing)
+            except Exception:  # who cannot take an answer must not keep the others from theirs
+                log.exception("the answer to job %s is lost", job.id)
+
+    def _lose(self, link: Link, now: float) -> None:
+        batch = self.queue.lose(link, now)
+        if batch is not None and batch.unanswered:
+            _warn_of_unanswered(batch)
 
     def _set_timer(self, now: float) -> None:
         """See to it that ``_timed_out`` comes when it is needed, or earlier.
@@ -221,6 +244,18 @@ class Dispatcher:
         now = self.clock()
         for link in self.queue.overdue(now):
             link.cut_off("it held a batch for too long")
-            self.queue.lose(link, now)
+            self._lose(link, now)
         self.queue.expire(now)
         self._turn()
+
+
+def _warn_of_unanswered(batch: Batch[Link]) -> None:
+    jobs = batch.unanswered
+    wait = jobs[0].state == "waiting"
+    log.warning(
+        "%r has not answered %d of its %d job(s); they %s",
+        batch.worker,
+        len(jobs),
+        batch.size,
+        "are tried again" if wait else f"get {WORKER_DIED.status}",
+    )

@@ -8,11 +8,13 @@ from flask import Flask
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import RequestRedirect, Rule
 
-from ..blueprint import Mounted, answer_problem, blueprint_name
+from ..blueprint import answer_problem
 from ..errors import RegistrationError
 from ..exposition import flask_series
+from ..functions import where_is
 from ..inference import Inference
-from ..stages import where_is
+from ..mounting import Mounted
+from ..views import Views
 
 # Attributes of app and blueprint: hooks by name of the blueprint, None for the app's own.
 _HOOKS: Final = {
@@ -22,6 +24,12 @@ _HOOKS: Final = {
     "url_value_preprocessors": "url_value_preprocessor",
 }
 _ENDPOINTS: Final = ("inference", "health", "livez", "readyz", "metrics")
+# Methods of Flask through which every request goes.
+_METHODS: Final = (
+    "__call__", "wsgi_app", "full_dispatch_request", "preprocess_request", "dispatch_request",
+    "make_response", "finalize_request", "process_response", "do_teardown_request",
+    "handle_user_exception", "handle_http_exception", "handle_exception",
+)  # fmt: skip
 # What Flask itself may say on these routes; all other statuses our views answer without handlers.
 _STATUSES: Final = (405, 500)
 
@@ -54,7 +62,7 @@ def skipped_by_serve(app: Flask, mounted: Mounted) -> list[str]:
         *_error_handlers(app, scopes),
         *_replaced_views(app, mounted),
         *_routes_before_ours(app, mounted),
-        *_middleware(app),
+        *_replaced_methods(app),
     ]
 
 
@@ -86,11 +94,12 @@ def _error_handlers(app: Flask, scopes: Iterable[str | None]) -> Iterator[str]:
 
 
 def _replaced_views(app: Flask, mounted: Mounted) -> Iterator[str]:
-    ours = blueprint_name.__module__
     for endpoint in _ENDPOINTS:
         for rule in _rules(app, mounted, endpoint):
             view = app.view_functions[rule.endpoint]
-            if not isinstance(view, Inference) and getattr(view, "__module__", "") != ours:
+            if hasattr(view, "__wrapped__"):  # what is below may be ours
+                yield f"decorator of view {rule.endpoint}"
+            elif not isinstance(getattr(view, "__self__", view), Inference | Views):
                 yield f"view {where_is(view)} of {rule.endpoint}"
 
 
@@ -110,9 +119,12 @@ def _routes_before_ours(app: Flask, mounted: Mounted) -> Iterator[str]:
                 yield f"route {taken.rule} of {where_is(app.view_functions[taken.endpoint])}"
 
 
-def _middleware(app: Flask) -> Iterator[str]:
-    if getattr(app.wsgi_app, "__func__", None) is not Flask.wsgi_app:
-        yield f"wsgi_app {where_is(app.wsgi_app)}"
+def _replaced_methods(app: Flask) -> Iterator[str]:
+    """Yield what a subclass of Flask overrides, and a middleware, which replaces ``wsgi_app``."""
+    for name in _METHODS:
+        method = getattr(app, name)
+        if getattr(method, "__func__", None) is not getattr(Flask, name):
+            yield f"{name} {where_is(method)}"
 
 
 def _rules(app: Flask, mounted: Mounted, endpoint: str) -> Iterator[Rule]:

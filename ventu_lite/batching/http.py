@@ -6,20 +6,18 @@ of ``http_request``.
 """
 
 import asyncio
-import json
 import logging
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from email.utils import formatdate
-from http import HTTPStatus
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
-from ventu_lite.batching.http_body import Judge
-from ventu_lite.batching.http_connection import Connection
-from ventu_lite.batching.http_head import Head, Heads
-from ventu_lite.batching.http_request import Answer, Request
-from ventu_lite.problems import title_of
+from ..problems import TITLES
+from .http_body import Judge
+from .http_connection import Connection
+from .http_head import Heads
+from .http_request import Answer, Refuse, Request
 
 try:
     import uvloop
@@ -32,16 +30,6 @@ T = TypeVar("T")
 Handler = Callable[[Request], None]
 
 
-class Refuse(Protocol):
-    """Makes the answer to what never reaches the handler."""
-
-    def __call__(self, status: int, detail: str, head: Head | None = None, /) -> Answer:
-        """Return the answer, from its status, the reason, and the head if that was read."""
-
-
-_REASONS = {status.value: status.phrase for status in HTTPStatus}
-
-
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What a client may take of us. Sizes are in bytes, times in seconds.
@@ -52,9 +40,10 @@ class Limits:
         max_head: Of request line and headers. Four times that: room for cookies and tokens of a
             browser.
         max_body: Of one body.
-        max_held: Of all bodies, whole or not, that wait for their answer. 100 clients at
-            ``max_body`` fit. As much again may be kept of answers that clients do not read; beyond
-            that those are cut off first who have been at it longest.
+        max_held: Of all bodies, whole or not, that wait for their answer; with its answer, or with
+            its client, a body goes. 100 clients at ``max_body`` fit. As much again may be kept of
+            answers that clients do not read; beyond that those are cut off first who have been at
+            it longest.
         max_connections: Twice what a busy proxy keeps open; an idle one takes under 2 KB here.
         max_pipelined: Requests in flight on one connection. More would be unfair to the others in
             the queue.
@@ -91,15 +80,6 @@ class Limits:
         )
 
 
-def problem(status: int, detail: str, head: Head | None = None, /) -> Answer:
-    """Return the answer to a request that never reached the handler."""
-    body = {"type": "about:blank", "title": title_of(status), "status": status, "detail": detail}
-    headers = b"Content-Type: application/problem+json\r\n"
-    if status in (429, 503):
-        headers += b"Retry-After: 1\r\n"
-    return status, headers, json.dumps(body).encode()
-
-
 def run(main: Coroutine[Any, Any, T]) -> T:
     """Run ``main`` like ``asyncio.run``, on uvloop where there is one."""
     return uvloop.run(main) if uvloop else asyncio.run(main)
@@ -122,19 +102,19 @@ class HttpServer:
         self,
         handler: Handler,
         *,
+        refuse: Refuse,
         limits: Limits | None = None,
         check: Callable[[Request], Answer | None] | None = None,
-        refuse: Refuse = problem,
     ) -> None:
         """Store what to serve.
 
         Args:
             handler: Gets each complete request, must not block, and sees to ``request.respond``.
+            refuse: Makes the answer to what never reaches ``handler``, and to what it fails on.
             limits: What a client may take of us.
             check: Asked when a head has come whose body has not; an answer is sent at once, and
                 the body is never read. A request that comes in one piece is not checked: the
                 handler has to do it.
-            refuse: Makes the answer to what never reaches ``handler``.
         """
         self.handler = handler
         self.limits = limits or Limits()
@@ -252,7 +232,7 @@ class Preambles(dict[int, bytes]):
             self.clear()
 
     def __missing__(self, status: int) -> bytes:
-        reason = _REASONS.get(status, "")
+        reason = TITLES.get(status, "")
         date = formatdate(self._second, usegmt=True)
         preamble = self[status] = f"HTTP/1.1 {status} {reason}\r\nDate: {date}\r\n".encode()
         return preamble

@@ -4,7 +4,7 @@ import re
 
 from httptools import HttpParserError, HttpParserInvalidMethodError, HttpRequestParser
 
-from ventu_lite.batching.http_head import HEAD_END, Head, Refused
+from .http_head import HEAD_END, Head, Refused
 
 _UPGRADE = re.compile(rb"(?<=\n)upgrade:", re.IGNORECASE)
 
@@ -35,9 +35,8 @@ class Judge:
         Raises:
             Refused: It does not.
         """
-        if (
-            b"upgrade" in head.fields
-        ):  # ignored, as RFC 9110, 7.8 allows; llhttp would skip the body
+        # An offer is ignored, as RFC 9110, 7.8 allows; llhttp would skip the body.
+        if b"upgrade" in head.fields:
             data = _UPGRADE.sub(b"ignored:", data)
         self._begun = self._completed = 0
         try:

@@ -10,8 +10,9 @@ readers have approved are kept and found again by their bytes.
 
 import re
 from typing import Any, Final
+from urllib.parse import unquote_to_bytes
 
-from ventu_lite.errors import ProtocolError
+from ..errors import ProtocolError
 
 HEAD_END = b"\r\n\r\n"
 CHUNKED = -1  # stands where a length would
@@ -23,6 +24,7 @@ _REQUEST_LINE = re.compile(
 _OTHER_VERSION = re.compile(rb"[A-Za-z][^ ]* [^ ]+ HTTP/(?!1\.[01])\d(?:\.\d)?")
 _ABSOLUTE = re.compile(rb"https?://([^/?@]+)([/?].*)?", re.IGNORECASE)
 _HOST = re.compile(rb"(?:[\w.~%!$&'()*+,;=-]*|\[[\w:.%]+\])(?::\d*)?")
+_SANE_ID = re.compile(rb"[A-Za-z0-9._:/+=@~-]{1,128}")
 
 # The fields that HTTP itself or an inference is about; all others wait in the raw head. A field
 # that may come several times is joined, any other is refused when repeated, even with the same
@@ -95,6 +97,23 @@ class Head:
         """All header fields as sent, names in lower case, in order. Parsed anew each time."""
         split = (line.partition(b":") for line in self.raw[:-4].split(b"\r\n")[1:])
         return [(name.lower(), value.strip(b" \t")) for name, _, value in split]
+
+    @property
+    def path(self) -> bytes:
+        """The path as Flask sees it: decoded, ``%6C`` is ``l``, and with one slash in front.
+
+        Clients whose base address ends in a slash send two.
+        """
+        path = self.target.partition(b"?")[0]
+        if b"%" in path:
+            path = unquote_to_bytes(path)
+        return b"/" + path.lstrip(b"/")
+
+    @property
+    def request_id(self) -> bytes | None:
+        """What the client calls the request, if it gave a sane id."""
+        given = self.fields.get(b"x-request-id", b"")
+        return given if _SANE_ID.fullmatch(given) else None
 
 
 class Heads:

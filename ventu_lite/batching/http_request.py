@@ -1,11 +1,27 @@
 """One HTTP/1.1 request and its answer. No socket, no clock."""
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
-from ventu_lite.batching.http_head import Head
+from .http_head import Head
 
-Answer = tuple[int, bytes, bytes]  # status, header lines, body
+Answer = tuple[int, bytes, bytes | None]  # status, header lines, body
+
+#: What stands for an answer that is on its way: the bytes are the transport's alone.
+SENT: Final[Answer] = (0, b"", None)
+
+#: Statuses whose answers have no body.
+BODILESS: Final = frozenset((204, 304))
+
+_CLOSE: Final = b"Connection: close\r\n\r\n"
+_ENDINGS: Final = (b"Connection: keep-alive\r\n\r\n", b"\r\n")  # of HTTP/1.0 and 1.1
+
+
+class Refuse(Protocol):
+    """Makes the answer to what gets none from a handler."""
+
+    def __call__(self, status: int, detail: str, head: Head | None = None, /) -> Answer:
+        """Return the answer, from its status, the reason, and the head if that was read."""
 
 
 class Channel(Protocol):
@@ -25,10 +41,13 @@ class Request:
     Attributes:
         head: What its head says; ``method``, ``target``, ``minor``, ``fields``, ``length`` and
             ``headers`` are those of the head.
-        body: The whole body, without transfer coding.
+        body: The whole body, without transfer coding. Empty as soon as the answer is sent or the
+            client has left: whoever keeps a request keeps nothing large, and what all bodies take
+            is known to the server.
         keep_alive: Whether the connection goes on after the answer.
-        answer: What ``respond`` was given, once it was called.
-        is_gone: Whether the client has left; an answer is dropped then.
+        answer: What ``respond`` was given; ``SENT`` when its turn has come.
+        is_gone: Whether the client has left; an answer is dropped then. Another thread that takes
+            the body must look here after that.
         on_disconnect: Called once if the client leaves before the answer is given. To be set in
             the handler; who gets hold of the request later must look at ``is_gone`` first.
         channel: The connection.
@@ -88,7 +107,7 @@ class Request:
     def __repr__(self) -> str:
         return f"<Request {self.method!r} {self.target[:80]!r}>"
 
-    def respond(self, status: int, headers: bytes = b"", body: bytes = b"") -> None:
+    def respond(self, status: int, headers: bytes = b"", body: bytes | None = b"") -> None:
         r"""Give the answer; it is sent when its turn on the connection comes.
 
         Args:
@@ -96,7 +115,8 @@ class Request:
             headers: Whole lines, such as ``b"Content-Type: application/json\r\n"``, made by
                 ``encode_headers`` where a value comes from outside. Date, length and connection
                 are added.
-            body: All of it; left out for HEAD and for statuses that have none.
+            body: All of it; left out for HEAD and for statuses that have none. None for HEAD alone:
+                then ``headers`` say how long it would be, if that is known.
 
         Raises:
             RuntimeError: The request has an answer already.
@@ -108,6 +128,26 @@ class Request:
         self.answer = status, headers, body
         self.on_disconnect = None
         self.channel.answered(self)
+
+
+def encode_answer(preamble: bytes, head: Head, answer: Answer, is_last: bool) -> bytes:
+    """Return the bytes of a response.
+
+    Args:
+        preamble: Status line and Date.
+        head: That of the request.
+        answer: What ``Request.respond`` was given.
+        is_last: Whether the connection ends with it.
+    """
+    status, headers, body = answer
+    if body is None or status in BODILESS:
+        length = body = b""
+    else:
+        length = b"Content-Length: %d\r\n" % len(body)
+        if head.method == b"HEAD":
+            body = b""
+    ending = _CLOSE if is_last else _ENDINGS[head.minor]
+    return b"".join((preamble, headers, length, ending, body))
 
 
 def encode_headers(fields: list[tuple[bytes, bytes]]) -> bytes:

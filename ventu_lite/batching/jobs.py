@@ -11,7 +11,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from ventu_lite.errors import PayloadError
+from ..errors import PayloadError
 
 State = Literal["new", "waiting", "out", "done"]
 
@@ -29,11 +29,11 @@ class Job:
     Attributes:
         id: 36 characters, unique among the jobs of its queue.
         payload: What the worker gets: bytes, or a parsed item inside one process. None once the
-            job is done, even while a worker still has it: nothing large outlives its request.
+            job is done, even while a worker still has it: a place that is cleared later keeps
+            nothing large. Whoever else holds the bytes, such as a request, has to see to that, too.
         size: Bytes of the payload; 0 where no message has to be made of it.
         queued_at: When it came, in seconds of a monotonic clock.
         deadline: When an answer is of no more use.
-        context: Whatever the caller needs to answer it. The queue never looks at it.
         key: Jobs of different keys never share a batch. Hashable.
         state: "new", "waiting", "out" (at a worker), "done". Only the queue sets it.
         attempts: How often a worker got it.
@@ -46,7 +46,6 @@ class Job:
     size: int
     queued_at: float
     deadline: float
-    context: Any = None
     key: Hashable = None
     state: State = "new"
     attempts: int = 0

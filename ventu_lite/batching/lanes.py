@@ -8,8 +8,8 @@ from collections import deque
 from collections.abc import Callable, Collection, Hashable
 from typing import Final
 
-from ventu_lite.batching.jobs import GARBAGE, JOB_OVERHEAD, Job
-from ventu_lite.batching.policy import Policy
+from .jobs import GARBAGE, JOB_OVERHEAD, Job
+from .policy import Policy
 
 
 class Lane:

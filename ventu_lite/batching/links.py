@@ -13,7 +13,6 @@ from ..errors import ProtocolError
 from ..protocol import (
     Batch,
     BatchingConnection,
-    Bye,
     Closed,
     Event,
     Hello,
@@ -35,6 +34,9 @@ READY_TIMEOUT: Final = 30.0
 # Connections that have not asked for a batch; beyond that the oldest are closed. Each is an open
 # file, of which clients need some. More workers than that do not start in the same moment.
 MAX_STRANGERS: Final = 256
+
+# Where a worker stands that wants no further batch, in whatever way it has said so.
+_LEAVING: Final = (State.LEFT, State.BUSY_LEAVING)
 
 
 def log_change(link: "WorkerLink") -> None:
@@ -167,7 +169,7 @@ class WorkerLink(asyncio.Protocol):
         """Act upon every message that is complete now."""
         try:
             events = self._connection.receive_data(data)
-            if self._connection.state is State.LEFT:  # results and bye may come together
+            if self._connection.state in _LEAVING:  # before its results make it idle
                 self._dispatcher.retire(self)
             for event in events:
                 self._handle(event)
@@ -216,8 +218,6 @@ class WorkerLink(asyncio.Protocol):
             self._become_ready()
         elif isinstance(event, Hello):
             self._transport.write(self._connection.send_challenge())
-        elif isinstance(event, Bye):
-            self._dispatcher.retire(self)
         if isinstance(event, Closed) or self._connection.state is State.LEFT:
             self.close()
 

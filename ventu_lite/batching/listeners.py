@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import stat
+import time
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -18,6 +19,9 @@ BACKLOG: Final = 4096
 
 # Files that clients do not get: for workers, for starting another one, for ourselves.
 _OUR_FILES: Final = 64
+
+# To look at a socket file, which takes a second at most, and to make one.
+_PATIENCE: Final = 5.0
 
 # How often the system is asked for a port that is free on all addresses of a host.
 _TRIES: Final = 10
@@ -32,7 +36,8 @@ _ADVICE: Final = {
 class UnixDoor:
     """A listening Unix socket and its file, which only this user may connect to.
 
-    A file that nobody listens to any more is replaced.
+    A file that nobody listens to any more is replaced. Of several services that find one, the first
+    gets its place: each has the directory for itself from the look to the new file.
 
     Args:
         path: Where.
@@ -47,9 +52,9 @@ class UnixDoor:
     def __init__(self, path: str) -> None:
         self._path = path
         try:
-            _clear(path)
-            self.sock = socket.socket(socket.AF_UNIX)
-            with contextlib.ExitStack() as stack:
+            with _locked(os.path.dirname(path) or "."), contextlib.ExitStack() as stack:
+                _clear(path)
+                self.sock = socket.socket(socket.AF_UNIX)
                 stack.callback(self.sock.close)
                 with _umask(0o177):
                     self.sock.bind(path)
@@ -144,6 +149,40 @@ def allow_many_files() -> int | None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return None if limit == resource.RLIM_INFINITY else limit
+
+
+@contextlib.contextmanager
+def _locked(directory: str) -> Iterator[None]:
+    """Keep other services from looking for sockets in a directory, where it can be locked.
+
+    Raises:
+        CannotListen: It stays locked.
+        OSError: It is none.
+    """
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(PermissionError):  # it may be written to, but not read
+            fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+            stack.callback(os.close, fd)
+            _lock(fd, directory)
+        yield
+
+
+def _lock(fd: int, directory: str) -> None:
+    import fcntl  # Windows has no such module, nor Unix sockets
+
+    give_up_at = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            if time.monotonic() >= give_up_at:
+                raise CannotListen(
+                    f"another program keeps the directory {directory} locked;"
+                    " stop it or choose another --unix"
+                ) from exc
+        except OSError:  # some file systems know no locks
+            return
+        time.sleep(0.01)
 
 
 def _clear(path: str) -> None:

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from ventu_lite.batching.jobs import EXPIRED, Job
-from ventu_lite.batching.workers import Batch
-from ventu_lite.errors import JobExpired
-from ventu_lite.outcomes import Rejected
+from ..errors import JobExpired
+from ..outcomes import Rejected
+from .jobs import EXPIRED, Job
+from .workers import Batch
 
 Infer = Callable[[Sequence[Any]], list[Any]]
 
@@ -40,18 +40,19 @@ class LocalJob(Job):
 
     Attributes:
         is_done: Locked until that thread may go on: the cheapest event that there is.
-        has_left: Whether that thread has gone on.
+        is_in_line: Whether that thread is woken in its turn, and then wakes the next one: it waits
+            for this job alone, and has not gone on.
         outcome: The result, a ``Rejected`` or a ``Failure``.
         infer: Seconds of the model call.
     """
 
-    __slots__ = ("has_left", "infer", "is_done", "outcome")
+    __slots__ = ("infer", "is_done", "is_in_line", "outcome")
 
-    def __init__(self, id: str, item: Any, deadline: float) -> None:
+    def __init__(self, id: str, item: Any, deadline: float, *, is_in_line: bool) -> None:
         super().__init__(id, item, 0, 0.0, deadline)
         self.is_done = threading.Lock()
         self.is_done.acquire()
-        self.has_left = False
+        self.is_in_line = is_in_line
         self.outcome: Any = None
         self.infer = 0.0
 
@@ -67,21 +68,24 @@ class WakeUps:
         self._jobs: deque[LocalJob] = deque()
 
     def add(self, job: Job, outcome: Any, infer: float) -> None:
-        """Note the outcome of a job; its thread is woken in its turn."""
+        """Note the outcome of a job; its thread is woken in its turn, if it has one."""
         assert isinstance(job, LocalJob)  # nobody adds others
         job.outcome = outcome
         job.infer = infer
-        self._jobs.append(job)
+        if job.is_in_line:
+            self._jobs.append(job)
+        else:
+            job.is_done.release()
 
     def leave(self, job: LocalJob) -> None:
         """Go on and wake the next one. Every thread does so in the end, woken or not."""
-        job.has_left = True
+        job.is_in_line = False
         self.wake_one()
 
     def wake_one(self) -> None:
         """Wake a thread that still waits, if there is one."""
         with suppress(IndexError):
-            while (job := self._jobs.popleft()).has_left:
+            while not (job := self._jobs.popleft()).is_in_line:
                 pass
             job.is_done.release()
 

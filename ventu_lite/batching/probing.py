@@ -3,10 +3,9 @@
 from collections.abc import Callable, Sequence
 from uuid import uuid4
 
-from ..errors import VentuError
 from ..examples import Probe
 from ..health import HEALTH_CACHE, NO_EXAMPLE
-from .dispatcher import Dispatcher
+from .dispatcher import Dispatcher, Timing
 from .jobs import Failure, Job
 from .server import BatchingService
 from .status import PlainStatus, health_body
@@ -41,8 +40,9 @@ class ProbingStatus(PlainStatus):
                 self._ask()
 
     def _ask(self) -> None:
-        now = self._now()
-        round_ = _Round(self._batching.dispatcher, self._probes, self._tell)
+        dispatcher = self._batching.dispatcher
+        now = dispatcher.moment()
+        round_ = _Round(dispatcher, self._probes, self._tell)
         round_.begin(now, now + self._batching.config.timeout)
 
     def _tell(self, complaint: str) -> None:
@@ -74,8 +74,8 @@ class _Round:
             job = _ProbeJob(self, number, probe, now, deadline)
             try:
                 self._dispatcher.add(job)
-            except VentuError as exc:  # full or draining: that is what health is about
-                self.end(number, str(exc))
+            except Exception as exc:  # full, draining, or worse: that is what health is about
+                self.end(number, str(exc) or type(exc).__name__)
 
     def end(self, number: int, complaint: str) -> None:
         """Take note of one answer; "" if it was as it should be."""
@@ -99,14 +99,18 @@ class _ProbeJob(Job):
         self._number = number
         self._probe = probe
 
-    def answered(self, status: int, body: bytes, timing: bytes) -> None:
+    def answered(self, status: int, body: bytes, timing: Timing) -> None:
         """Compare the worker's answer with the expected one."""
+        self._round.end(self._number, self._complaint(status, body))
+
+    def _complaint(self, status: int, body: bytes) -> str:
         if status != 200:
-            complaint = f"status {status}"
-        else:
+            return f"status {status}"
+        try:
             differs = self._probe.differs(body)
-            complaint = "the answer differs from the expected one" if differs else ""
-        self._round.end(self._number, complaint)
+        except Exception as exc:  # a worker of another kind may say anything
+            return f"the answer cannot be read: {exc}"
+        return "the answer differs from the expected one" if differs else ""
 
     def failed(self, failure: Failure) -> None:
         """Take note that no worker answered."""

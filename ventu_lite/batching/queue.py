@@ -21,7 +21,8 @@ from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 from typing import Any, Final, Generic
 
-from ventu_lite.batching.jobs import (
+from ..errors import QueueFull, Unavailable
+from .jobs import (
     EXPIRED,
     JOB_OVERHEAD,
     WORKER_DIED,
@@ -31,10 +32,9 @@ from ventu_lite.batching.jobs import (
     JobTooLarge,
     Parts,
 )
-from ventu_lite.batching.lanes import Lane, Lanes
-from ventu_lite.batching.policy import Policy
-from ventu_lite.batching.workers import Batch, DrainRate, Reason, W, Workers
-from ventu_lite.errors import QueueFull, Unavailable
+from .lanes import Lane, Lanes
+from .policy import Policy
+from .workers import Batch, DrainRate, Reason, W, Workers
 
 __all__ = ["EXPIRED", "WORKER_DIED", "Batch", "Failure", "Job", "JobTooLarge", "Queue", "Reason"]
 
@@ -54,6 +54,9 @@ class Queue(Generic[W]):
 
     Each key has a lane of its own: its jobs never share a batch with others, and wait for their own
     company. Of the batches that are due, the one whose oldest job has the earliest deadline goes.
+
+    Attributes:
+        refusal: Why no new job is taken now, "" if any is.
 
     Args:
         policy: When to release a batch that is not full.
@@ -92,18 +95,19 @@ class Queue(Generic[W]):
         self._rate = DrainRate()
         self._finished: list[tuple[Job, Any]] = []
         self._is_draining = False
+        self.refusal = ""
 
     def add(self, job: Job) -> None:
         """Let a new job wait, from ``job.queued_at`` on.
 
         Raises:
-            Unavailable: The queue is draining.
+            Unavailable: No new jobs are taken now.
             JobTooLarge: It fits into no message.
             QueueFull: As many jobs wait as may; ``retry_after`` says for how long.
         """
         assert job.state == "new", f"job {job.id} was added before"
         lanes = self._lanes
-        if self._is_draining or job.size > self._largest or lanes.count >= self._capacity:
+        if self.refusal or job.size > self._largest or lanes.count >= self._capacity:
             self._check_place(job)
         job.state = "waiting"
         lane = lanes.append(job)
@@ -186,17 +190,18 @@ class Queue(Generic[W]):
         """Take note that a worker wants no further batch. It still answers the one that it has."""
         self._workers.retire(worker)
 
-    def lose(self, worker: W, now: float) -> None:
-        """Take out a worker that died, left or was cut off. The jobs of its batch are tried again.
+    def lose(self, worker: W, now: float) -> Batch[W] | None:
+        """Take out a worker that died, left or was cut off; return the batch that it had.
 
-        They travel in two halves, each without other jobs and before all others. A job that was
-        alone is tried once more. Without ``retry``, or after that last try, the outcome is
-        ``WORKER_DIED``.
+        Its jobs are tried again, in two halves, each without other jobs and before all others. A
+        job that was alone is tried once more. Without ``retry``, or after that last try, the
+        outcome is ``WORKER_DIED``.
         """
         batch = self._workers.remove(worker)
         if batch is not None:
             self._rate.add(0, now - batch.released_at)
             self._try_again(batch, now)
+        return batch
 
     def due_at(self, now: float) -> float | None:
         """Return when ``take`` will have a batch if nothing happens before, None for never."""
@@ -206,9 +211,13 @@ class Queue(Generic[W]):
             return now
         return min([self._lane_due_at(lane, now) for lane in self._lanes.with_jobs()])
 
-    def explain(self) -> str:
-        """Return the numbers behind the latest batch that was not tried before, for people."""
-        return self._decided.explain()
+    def describe(self, batch: Batch[W]) -> str:
+        """Say what was just taken, and the numbers behind that, for people."""
+        waited = batch.released_at - next(iter(batch.jobs.values())).queued_at
+        return (
+            f"released {batch.size} job(s) to {batch.worker} ({batch.reason}): the oldest waited"
+            f" {waited * 1e3:.3f} ms, {self.waiting} still wait; {self._decided.explain()}"
+        )
 
     def next_deadline(self) -> float | None:
         """Return when ``expire`` will have something to do, None for never."""
@@ -236,6 +245,12 @@ class Queue(Generic[W]):
     def drain(self) -> None:
         """Take no new jobs and wait for no company; done when ``is_empty``."""
         self._is_draining = True
+        self.refusal = "the service is shutting down"
+
+    def refuse(self, why: str) -> None:
+        """Take no new jobs from now on, or again if there is no reason; who waits goes on."""
+        if not self._is_draining:
+            self.refusal = why
 
     @property
     def is_empty(self) -> bool:
@@ -249,8 +264,8 @@ class Queue(Generic[W]):
 
     def _check_place(self, job: Job) -> None:
         """Refuse a job, unless only expired ones are in its way."""
-        if self._is_draining:
-            raise Unavailable("the service is shutting down", retry_after=self._retry_after())
+        if self.refusal:
+            raise Unavailable(self.refusal, retry_after=self._retry_after())
         if job.size > self._largest:
             raise JobTooLarge(f"payload of {job.size} bytes, expected at most {self._largest}")
         self.expire(job.queued_at)
@@ -316,7 +331,7 @@ class Queue(Generic[W]):
     def _try_again(self, batch: Batch[W], now: float) -> None:
         """Put the jobs that are still out to the front, or fail them."""
         self.expire(now)
-        jobs = [job for job in batch.jobs.values() if job.state == "out"]
+        batch.unanswered = jobs = [job for job in batch.jobs.values() if job.state == "out"]
         if not self._retry or batch.is_last_try:
             self._fail(jobs, WORKER_DIED)
             return

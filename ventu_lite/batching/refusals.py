@@ -1,16 +1,20 @@
 """The answers to requests that are not answered with a result. No socket, no clock."""
 
 import math
+import os
 from typing import Final
 from urllib.parse import quote
 
-from ..codecs import PROBLEM_TYPE
+from pydantic_core import to_json
+
+from ..codecs import pack
 from ..config import Codec
 from ..errors import PayloadError, Unavailable
+from ..media_types import PROBLEM_TYPE
 from ..problems import encode_problem, problem, problem_codec
 from .http_head import Head
 from .http_request import Answer
-from .terms import MethodNotAllowed, Unauthorized, path_of, request_id
+from .terms import MethodNotAllowed, Unauthorized
 
 #: The content types of error bodies.
 PROBLEM_TYPES: Final = {codec: type_.encode() for codec, type_ in PROBLEM_TYPE.items()}
@@ -53,12 +57,25 @@ def refusal(exc: Exception, path: str, head: Head, id: bytes = b"") -> Answer:
         if exc.retry_after is not None:
             headers = b"Retry-After: %d\r\n" % math.ceil(exc.retry_after)
     return problem_answer(
-        status, str(exc), path, _codec_of_error(head), id or request_id(head), headers
+        status, str(exc), path, _codec_of_error(head), id or _request_id(head), headers
     )
 
 
+def with_path(body: bytes, path: str, codec: Codec, id: str) -> bytes:
+    """Return a worker's problem document with the path, which a worker does not know.
+
+    Args:
+        body: The document.
+        path: That of the request, quoted.
+        codec: What the document is in.
+        id: That of the job.
+    """
+    encode = pack if codec == "msgpack" else to_json
+    return body.replace(encode(f"#{id}"), encode(f"{path}#{id}"), 1)
+
+
 def unreadable(status: int, detail: str, head: Head | None = None, /) -> Answer:
-    """Return the answer to a request that cannot be read on, whatever its route."""
+    """Return the answer to a request that gets none from its route, whatever that is."""
     return _elsewhere(status, detail, head, b"Retry-After: 1\r\n" if status in (429, 503) else b"")
 
 
@@ -76,8 +93,14 @@ def only_get(head: Head) -> Answer:
 
 def _elsewhere(status: int, detail: str, head: Head | None, headers: bytes = b"") -> Answer:
     """Return an answer with a problem document about any request, even one without a head."""
-    path = quote(path_of(head)) if head is not None else ""
-    return problem_answer(status, detail, path, _codec_of_error(head), request_id(head), headers)
+    path = quote(head.path) if head is not None else ""
+    return problem_answer(status, detail, path, _codec_of_error(head), _request_id(head), headers)
+
+
+def _request_id(head: Head | None) -> bytes:
+    """Return the id that the client gave, else a new one."""
+    given = head.request_id if head is not None else None
+    return given or os.urandom(16).hex().encode()
 
 
 def _codec_of_error(head: Head | None) -> Codec:

@@ -19,7 +19,6 @@ from .http_request import Request
 from .links import Links, WorkerLink, log_change
 from .listeners import BACKLOG, UnixDoor, clients_that_fit, listen_tcp
 from .queue import Queue
-from .refusals import unreadable
 from .tally import FrontMetrics
 
 log = logging.getLogger(__name__)
@@ -86,7 +85,7 @@ class BatchingService:
         self.links = [self._make_links(address) for address in options.workers_at]
         front = self._make_front(make_status(self))
         limits = _limits(config, options)
-        self._http = HttpServer(front.handle, limits=limits, check=front.check, refuse=unreadable)
+        self._http = HttpServer(front.handle, limits=limits, check=front.check, refuse=front.refuse)
         self._http_servers: list[asyncio.Server] = []
         self._worker_servers: list[asyncio.Server] = []
         self._unix_doors: list[UnixDoor] = []
@@ -172,21 +171,16 @@ class BatchingService:
         )
 
     def _make_front(self, status: Status) -> Front:
-        """Return the front of the first place; what is not there it hands to that of the next."""
-        options, fallback = self.options, self.options.fallback
-        for prefix in reversed(options.prefixes):
-            front = Front(
-                self.dispatcher,
-                self.metrics,
-                self.config,
-                status=status,
-                clock=self.dispatcher.clock,
-                prefix=prefix,
-                fallback=fallback,
-                home=_home(options.name),
-            )
-            fallback = front.handle
-        return front
+        return Front(
+            self.dispatcher,
+            self.metrics,
+            self.config,
+            status=status,
+            clock=self.dispatcher.clock,
+            prefixes=self.options.prefixes,
+            fallback=self.options.fallback,
+            home=_home(self.options.name),
+        )
 
     def _workers_by_protocol(self) -> dict[str, int]:
         count: Counter[str] = Counter()

@@ -28,7 +28,9 @@ class PlainStatus:
     @property
     def why_not_ready(self) -> str:
         """Why no inference can be answered now, "" if one can."""
-        return "" if self._service.ready_workers else NO_WORKER
+        if self._service.ready_workers:
+            return ""
+        return self._service.dispatcher.refusal or NO_WORKER
 
     def health(self, answer: Callable[[bool, dict[str, str]], None]) -> None:
         """Call it healthy when a worker is connected."""

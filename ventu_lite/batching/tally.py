@@ -9,11 +9,15 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
+from typing import Final
 
 from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
 from ..buckets import SECONDS, SIZES
+from ..problems import INVALID
+
+_REASONS: Final = dict.fromkeys(INVALID, "invalid") | {429: "full"}
 
 
 class Tally:
@@ -79,6 +83,11 @@ class FrontMetrics:
         if tally is None:
             tally = self._requests[status] = Tally(SECONDS)
         tally.observe(seconds)
+
+    def refused(self, status: int) -> None:
+        """Count what is not even queued."""
+        if status in _REASONS:
+            self.rejected[_REASONS[status]] += 1
 
     def collect(self) -> Iterable[Metric]:
         """Return the families, as prometheus_client wants it of a collector."""

@@ -2,18 +2,13 @@
 
 import hmac
 import math
-import os
-import re
 from functools import lru_cache
-from typing import Final, NamedTuple
-from urllib.parse import unquote_to_bytes
+from typing import NamedTuple
 
-from ..codecs import MEDIA_TYPE, request_codec, response_type
 from ..config import Codec, CodecSetting, Config
 from ..errors import MalformedPayload, UnsupportedMediaType, VentuError
+from ..media_types import own_type, request_codec, response_type
 from .http_head import Head
-
-_SANE_ID: Final = re.compile(rb"[A-Za-z0-9._:/+=@~-]{1,128}")
 
 
 class Unauthorized(VentuError):
@@ -31,11 +26,15 @@ class Terms(NamedTuple):
         codec: Of the body; ``None`` if its first byte has to tell.
         timeout: Seconds that the client waits.
         request_id: That of the client, if it gave a sane one.
+        instance: The path, quoted, for problem documents.
+        lines: The header of a good answer, up to its id; empty without a codec.
     """
 
     codec: Codec | None
     timeout: float
     request_id: bytes | None
+    instance: str
+    lines: bytes
 
 
 class TermsReader:
@@ -47,8 +46,12 @@ class TermsReader:
         key = config.api_key
         self._api_key = key.get_secret_value().encode() if key else None
 
-    def read(self, head: Head) -> Terms:
+    def read(self, head: Head, instance: str) -> Terms:
         """Return what a head says of an inference.
+
+        Args:
+            head: The head.
+            instance: The path, quoted.
 
         Raises:
             VentuError: It cannot be answered, whatever its body.
@@ -61,12 +64,11 @@ class TermsReader:
         content_type = fields.get(b"content-type", b"")
         codec = request_codec(content_type.decode("latin-1"), self._setting)
         _refuse_encoding(fields.get(b"content-encoding", b""))
-        if codec is not None and b"accept" in fields:
-            _check_accept(fields[b"accept"], codec)
+        lines = _lines(fields, codec) if codec is not None else b""
         timeout = self._timeout
         if b"x-request-timeout" in fields:
             timeout = min(timeout, _seconds(fields[b"x-request-timeout"]))
-        return Terms(codec, timeout, given_id(head))
+        return Terms(codec, timeout, head.request_id, instance, lines)
 
 
 def sniffed(terms: Terms, head: Head, body: bytes, codec: Codec) -> Terms:
@@ -79,37 +81,23 @@ def sniffed(terms: Terms, head: Head, body: bytes, codec: Codec) -> Terms:
     if terms.codec is not None:
         failure = MalformedPayload.mistaken if body else MalformedPayload.empty
         raise failure(terms.codec)
-    _check_accept(head.fields.get(b"accept", b""), codec)
-    return terms._replace(codec=codec)
+    return terms._replace(codec=codec, lines=_lines(head.fields, codec))
 
 
-def given_id(head: Head) -> bytes | None:
-    """Return the id that the client gave to a request, if it is a sane one."""
-    given = head.fields.get(b"x-request-id", b"")
-    return given if _SANE_ID.fullmatch(given) else None
-
-
-def request_id(head: Head | None) -> bytes:
-    """Return the id that the client gave, else a new one."""
-    given = given_id(head) if head is not None else None
-    return given or os.urandom(16).hex().encode()
-
-
-def path_of(head: Head) -> bytes:
-    """Return the path as WSGI servers hand it over: decoded, ``%6C`` is ``l``."""
-    path = head.target.partition(b"?")[0]
-    return unquote_to_bytes(path) if b"%" in path else path
+def _lines(fields: dict[bytes, bytes], codec: Codec) -> bytes:
+    return _cached_lines(fields.get(b"accept", b""), fields.get(b"content-type", b""), codec)
 
 
 @lru_cache(maxsize=128)
-def _check_accept(accept: bytes, codec: Codec) -> None:
-    """Refuse an ``Accept`` that excludes the codec of the request: a worker answers in that.
+def _cached_lines(accept: bytes, content_type: bytes, codec: Codec) -> bytes:
+    """Return the header of a good answer: a worker answers in the codec of the request.
 
     Raises:
-        PayloadError: It does.
+        PayloadError: ``Accept`` excludes that codec.
     """
-    if accept:
-        response_type(accept.decode("latin-1"), MEDIA_TYPE[codec], codec)
+    own = own_type(content_type.decode("latin-1"), codec)
+    media_type = response_type(accept.decode("latin-1"), own, codec)
+    return b"Content-Type: %b\r\nX-Request-ID: " % media_type.encode()
 
 
 def _authorize(header: bytes, key: bytes) -> None:

@@ -1,11 +1,11 @@
 """Who is idle, who has which batch, and how fast they are. No I/O, no clock."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Generic, Literal, TypeVar
 
-from ventu_lite.batching.jobs import Job
-from ventu_lite.errors import ProtocolError
+from ..errors import ProtocolError
+from .jobs import Job
 
 #: The label of ``ventu_released_total``.
 Reason = Literal["full", "idle", "wait"]
@@ -25,6 +25,7 @@ class Batch(Generic[W]):
         size: The number of jobs.
         is_last_try: Whether its one job was alone when a worker died before.
         is_farewell: Whether the worker wants no further batch.
+        unanswered: Jobs that it left out, or had when it went. They wait again, or have failed.
     """
 
     worker: W
@@ -34,6 +35,7 @@ class Batch(Generic[W]):
     size: int
     is_last_try: bool
     is_farewell: bool = False
+    unanswered: Sequence[Job] = ()
 
 
 class Workers(Generic[W]):

@@ -5,16 +5,15 @@ import contextlib
 import io
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from queue import SimpleQueue
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
+from werkzeug.datastructures import Headers
 from werkzeug.test import run_wsgi_app
 
-from .http import problem
-from .http_connection import Answer
-from .http_request import Request, encode_headers
+from .http_request import BODILESS, Answer, Refuse, Request, encode_headers
 
 log = logging.getLogger(__name__)
 
@@ -36,22 +35,25 @@ class WSGIRoutes:
     Args:
         app: The app; it is called in several threads at once.
         host: For ``SERVER_NAME``.
+        refuse: Makes the answer where the app fails to.
 
     Attributes:
         port: For ``SERVER_PORT``; to be set when it is known.
     """
 
-    def __init__(self, app: Callable[..., Any], host: str) -> None:
+    def __init__(self, app: Callable[..., Any], host: str, refuse: Refuse) -> None:
         self.port = 0
         self._app = app
         self._host = host
-        self._todo: SimpleQueue[tuple[Request, dict[str, Any]] | None] = SimpleQueue()
+        self._refuse = refuse
+        # Nothing large: a request with the address of its client, which only this thread may ask.
+        self._todo: SimpleQueue[tuple[Request, str] | None] = SimpleQueue()
         self._threads = 0
         self._loop = asyncio.get_running_loop()
 
     def __call__(self, request: Request) -> None:
         """Answer a request, later; in the thread of the event loop."""
-        self._todo.put((request, _environ(request, self._host, self.port)))
+        self._todo.put((request, request.peer))
         if self._threads < THREADS:
             self._threads += 1
             # Daemons: a route that hangs must not keep the process from its end.
@@ -63,46 +65,69 @@ class WSGIRoutes:
             self._todo.put(None)
 
     def _work(self) -> None:
-        while (task := self._todo.get()) is not None:
-            request, environ = task
-            if request.is_gone:
-                continue
-            answer = self._answer(request, environ)
+        while self._answer_next():
+            pass
+
+    def _answer_next(self) -> bool:
+        """Answer a request, and keep nothing of it while waiting; return False at the end."""
+        task = self._todo.get()
+        if task is None:
+            return False
+        request, peer = task
+        answer = self._answer(request, peer)
+        if answer is not None:
             with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
                 self._loop.call_soon_threadsafe(request.respond, *answer)
+        return True
 
-    def _answer(self, request: Request, environ: dict[str, Any]) -> Answer:
+    def _answer(self, request: Request, peer: str) -> Answer | None:
+        """Return the answer of the app, or None if nobody waits for it any more."""
         try:
-            return self._call(request, environ)
+            environ = _environ(request, peer, self._host, self.port)
+            # Only now: a client that leaves takes the body along.
+            return None if request.is_gone else self._call(request, environ)
         except BaseException:  # sys.exit() in a route must not cost a thread
             log.exception("the app failed on %r", request)
-            return problem(500, "the app failed; the log says why")
+            return self._refuse(500, "the app failed; the log says why", request.head)
 
     def _call(self, request: Request, environ: dict[str, Any]) -> Answer:
-        chunks, status, headers = run_wsgi_app(self._app, environ)
-        body = bytearray()
-        try:
-            for chunk in chunks:
-                body += chunk
-                if request.is_gone:
-                    break
-        finally:
-            close = getattr(chunks, "close", None)
-            if close is not None:
-                close()
+        chunks, status_line, headers = run_wsgi_app(self._app, environ)
+        body = _read(chunks, request)
+        status = int(status_line.partition(" ")[0])
         fields = [
             (name.encode("latin-1"), value.encode("latin-1"))
             for name, value in headers
             if name.lower() not in _OURS
         ]
-        if (
-            request.method == b"HEAD"
-        ):  # only the size of the body counts, which the app has left out
-            body = bytearray(headers.get("Content-Length", len(body), type=int))
-        return int(status.partition(" ")[0]), encode_headers(fields), bytes(body)
+        if body is None and status not in BODILESS:
+            fields += _length(headers)
+        return status, encode_headers(fields), body
 
 
-def _environ(request: Request, host: str, port: int) -> dict[str, Any]:
+def _read(chunks: Iterable[bytes], request: Request) -> bytes | None:
+    """Return the body, None for HEAD, or whatever there is when the client leaves."""
+    is_head = request.method == b"HEAD"
+    body = []
+    try:
+        for chunk in chunks:
+            if not is_head:
+                body.append(chunk)
+            if request.is_gone:
+                break
+    finally:
+        close = getattr(chunks, "close", None)
+        if close is not None:
+            close()
+    return None if is_head else b"".join(body)
+
+
+def _length(headers: Headers) -> list[tuple[bytes, bytes]]:
+    """Return the length that an app tells in its answer to HEAD, where it has left the body out."""
+    length = headers.get("Content-Length", type=int)
+    return [] if length is None else [(b"Content-Length", b"%d" % length)]
+
+
+def _environ(request: Request, peer: str, host: str, port: int) -> dict[str, Any]:
     """Return the environment of a request, as PEP 3333 wants it."""
     path, _, query = request.target.partition(b"?")
     target = request.target.decode("latin-1")
@@ -116,7 +141,7 @@ def _environ(request: Request, host: str, port: int) -> dict[str, Any]:
         "SERVER_NAME": host,
         "SERVER_PORT": str(port),
         "SERVER_PROTOCOL": f"HTTP/1.{request.minor}",
-        "REMOTE_ADDR": request.peer,
+        "REMOTE_ADDR": peer,
         "wsgi.version": (1, 0),
         "wsgi.url_scheme": "http",
         "wsgi.input": io.BytesIO(request.body),

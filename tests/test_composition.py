@@ -1,0 +1,286 @@
+"""What a service is once it is composed: schemas, examples, sizes, the pipeline."""
+
+import functools
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from cats import Request, Response, clean, full_service, rate, rate_all
+from pydantic import ConfigDict
+
+from ventu_lite import Config, RegistrationError, Service
+from ventu_lite.composition import largest_batch
+from ventu_lite.isolation import BatchInfer, SingleInfer
+from ventu_lite.pipeline import Pipeline
+from ventu_lite.stages import Options, make_stage
+
+HERE = re.escape(__file__)
+
+
+def make(**options: Any) -> Service:
+    """Return a service without stages."""
+    return Service("x", **options)
+
+
+def pipeline(service: Service, *, prefer_batch: bool) -> Pipeline:
+    return service.compose().pipeline(
+        prefer_batch=prefer_batch, clock=lambda: 0.0, on_blameless=lambda *_: None
+    )
+
+
+# ------------------------------------------------------------------------------ schemas
+
+
+def test_schemas_come_from_the_first_and_the_last_stage() -> None:
+    composition = full_service().compose()
+    assert composition.request.annotation is Request
+    assert composition.response.annotation is Response
+
+
+def test_schemas_come_from_the_model_call_where_it_is_alone() -> None:
+    service = make()
+    service.infer(batch=True)(rate_all)
+    composition = service.compose()
+    assert (composition.request.annotation, composition.response.annotation) == (str, float)
+
+
+def test_of_two_model_calls_the_one_that_is_annotated_tells() -> None:
+    service = make()
+    service.infer(lambda text: 0.5)
+    service.infer(batch=True)(rate_all)
+    assert service.compose().request.annotation is str
+
+
+def test_arguments_win_over_annotations() -> None:
+    composition = full_service(request=dict[str, str], response=float, examples=[]).compose()
+    assert composition.request.annotation == dict[str, str]
+    assert composition.response.annotation is float
+
+
+def no_annotations(item):  # type: ignore[no-untyped-def]
+    return item
+
+
+def half(request: Request):  # type: ignore[no-untyped-def]
+    return request
+
+
+def array(batch: "list[int]") -> "Nowhere":  # type: ignore[name-defined]  # noqa: F821
+    return batch
+
+
+@pytest.mark.parametrize(
+    ("fn", "batch", "options", "message"),
+    [
+        pytest.param(
+            no_annotations,
+            False,
+            {},
+            rf"service 'x' has no request schema: the first parameter of no_annotations"
+            rf" \({HERE}:\d+\) has no annotation\. Write `def no_annotations\(item: Request\)`,"
+            r" or say Service\('x', request=Request\)\.$",
+            id="request",
+        ),
+        pytest.param(
+            no_annotations,
+            True,
+            {},
+            r"Write `def no_annotations\(item: list\[Request\]\)`",
+            id="request of a batch",
+        ),
+        pytest.param(
+            half,
+            False,
+            {},
+            r"has no response schema: the return value of half .* has no annotation\."
+            r" Write `def half\(\.\.\.\) -> Response`, or say Service\('x', response=Response\)",
+            id="response",
+        ),
+        pytest.param(
+            no_annotations,
+            True,
+            {"request": Request},
+            r"Write `def no_annotations\(\.\.\.\) -> list\[Response\]`",
+            id="response of a batch",
+        ),
+        pytest.param(
+            array,
+            True,
+            {},
+            r"the return value of array .* says 'Nowhere', which tells none\. Write",
+            id="an annotation that does not help",
+        ),
+        pytest.param(
+            lambda item: item,
+            False,
+            {},
+            r"has no annotation\. Say Service\('x', request=Request\)",
+            id="a lambda, which cannot be annotated",
+        ),
+        pytest.param(
+            functools.partial(max, 3),
+            False,
+            {},
+            rf"max \(given at {HERE}:\d+\) has no annotation\. Say Service",
+            id="a builtin",
+        ),
+    ],
+)
+def test_an_unknown_schema_is_told_with_the_fix(
+    fn: Callable[..., Any], batch: bool, options: dict[str, Any], message: str
+) -> None:
+    service = make(**options)
+    service.infer(batch=batch)(fn)
+    with pytest.raises(RegistrationError, match=message):
+        service.compose()
+
+
+def test_the_fix_that_the_message_shows_works() -> None:
+    service = Service("x", request=Request, response=Response)
+    service.infer(no_annotations)
+    assert service.compose().request.annotation is Request
+
+    other = Service("x")
+
+    @other.infer
+    def infer(item: Request) -> Response:
+        return Response(score=len(item.text))
+
+    assert other.compose().response.annotation is Response
+
+
+def test_without_a_model_call_the_decorator_is_shown() -> None:
+    service = make()
+    service.preprocess(clean)
+    with pytest.raises(RegistrationError, match=r"no model call\. Decorate it: @service\.infer,"):
+        service.compose()
+
+
+# -------------------------------------------------------------------- sizes and examples
+
+
+class Sized(Request):
+    model_config = ConfigDict(json_schema_extra={"batch_size": 5})
+
+
+@pytest.mark.parametrize(
+    ("options", "size"),
+    [
+        pytest.param({}, 8, id="the ceiling of the decorator"),
+        pytest.param({"max_batch_size": 4}, 4, id="the setting below it"),
+        pytest.param({"warmup_batch_size": 3}, 3, id="argument"),
+        pytest.param({"warmup_batch_size": 100}, 8, id="argument above the ceiling"),
+        pytest.param({"request": Sized}, 5, id="schema"),
+        pytest.param({"request": Sized, "warmup_batch_size": 2}, 2, id="argument over schema"),
+    ],
+)
+def test_the_warm_up_batch_has_the_size_that_was_said(options: dict[str, Any], size: int) -> None:
+    assert full_service(**options).compose().warmup_batch_size == size
+
+
+@pytest.mark.parametrize("size", [0, -1, True, "3", 1.5])
+def test_a_warm_up_batch_has_at_least_one_item(size: Any) -> None:
+    with pytest.raises(RegistrationError, match=f"warmup_batch_size is {size!r}, expected an"):
+        full_service(warmup_batch_size=size).compose()
+
+
+def test_without_a_batch_function_the_setting_is_the_ceiling() -> None:
+    service = Service(max_batch_size=7)
+    service.infer(rate)
+    assert service.compose().max_batch_size == 7
+
+
+@pytest.mark.parametrize(
+    ("options", "setting", "size"),
+    [
+        ({"batch": True, "max_batch_size": 16}, 64, 16),
+        ({"batch": True, "max_batch_size": 64}, 16, 16),
+        ({"batch": True}, 64, 64),
+        ({}, 64, 64),
+    ],
+)
+def test_the_ceiling_of_the_decorator_holds(
+    options: dict[str, Any], setting: int, size: int
+) -> None:
+    stage = make_stage("infer", rate, Options(**options))
+    assert largest_batch({stage.slot: stage}, Config(max_batch_size=setting)) == size
+
+
+@pytest.mark.parametrize(
+    ("setting", "codec"), [("auto", "json"), ("json", "json"), ("msgpack", "msgpack")]
+)
+def test_the_setting_says_in_which_codec_an_example_is_sent(setting: str, codec: str) -> None:
+    (probe,) = full_service(codec=setting).compose().probes
+    assert probe.codec == codec
+
+
+def test_what_only_msgpack_can_say_is_an_example_where_it_is_spoken() -> None:
+    service = Service(request=bytes, response=float, examples=[b"\xff"])
+    service.infer(len)
+    assert service.compose().probes[0].codec == "msgpack"
+
+
+@pytest.mark.parametrize("retry", [True, False])
+def test_the_function_that_workers_call_says_whether_it_may_be_called_again(retry: bool) -> None:
+    alone, both = make(), make()
+    alone.infer(retry=retry)(rate)
+    both.infer(retry=not retry)(rate)
+    both.infer(batch=True, retry=retry)(rate_all)
+    workers_call = [service.compose().worker_stage for service in (alone, both)]
+    assert [stage.options.retry for stage in workers_call] == [retry, retry]
+
+
+# ----------------------------------------------------------------------------- pipeline
+
+
+def test_a_single_and_a_batch_function_live_side_by_side() -> None:
+    service = full_service()
+    assert pipeline(service, prefer_batch=False).mode == "single"
+    assert pipeline(service, prefer_batch=True).mode == "batch"
+
+
+@pytest.mark.parametrize("prefer_batch", [True, False])
+def test_the_only_function_serves_both(prefer_batch: bool) -> None:
+    single, batch = make(), make()
+    single.infer(rate)
+    batch.infer(batch=True)(rate_all)
+    assert pipeline(single, prefer_batch=prefer_batch).mode == "single"
+    assert pipeline(batch, prefer_batch=prefer_batch).mode == "batch"
+
+
+@pytest.mark.parametrize(
+    ("prefer_batch", "infer"), [(False, SingleInfer), (True, BatchInfer)], ids=["single", "batch"]
+)
+def test_the_pipeline_runs_the_stages(prefer_batch: bool, infer: type) -> None:
+    whole = pipeline(full_service(), prefer_batch=prefer_batch)
+    assert isinstance(whole.infer, infer)
+    assert whole.run([b'{"text": "my cat"}']).outcomes == [b'{"score":0.6}']
+
+
+@pytest.mark.parametrize("option", ["retry", "isolate"])
+def test_a_function_that_must_not_run_twice_does_not(option: str) -> None:
+    calls = []
+
+    def fail(batch: list[int]) -> list[int]:
+        calls.append(batch)
+        raise ValueError
+
+    service = make()
+    options: dict[str, Any] = {"batch": True, option: False}
+    service.infer(**options)(fail)
+    pipeline(service, prefer_batch=True).run([b"1", b"2"])
+    assert calls == [[1, 2]]
+
+
+def test_the_options_reach_the_call() -> None:
+    calls = []
+
+    def infer(batch: list[int]) -> list[int]:
+        calls.append(batch)
+        return batch
+
+    service = make()
+    service.infer(batch=True, max_batch_size=2, key=lambda item: item % 2)(infer)
+    pipeline(service, prefer_batch=True).run([b"1", b"2", b"3", b"5"])
+    assert calls == [[1, 3], [5], [2]]

@@ -1,0 +1,101 @@
+"""The port of a process without Flask: what it shows where, from its first moment on."""
+
+import json
+import socket
+import struct
+import threading
+import time
+from urllib.request import urlopen
+
+import pytest
+from processes import TIMEOUT, Client
+
+from ventu_lite.metrics import metrics_of
+from ventu_lite.metrics_port import serve
+
+
+def test_a_process_without_flask_serves_its_metrics() -> None:
+    metrics_of("without Flask")
+    port = serve("127.0.0.1", 0, lambda: "")
+    with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as response:
+        assert "ventu_batch_size" in response.read().decode()
+    with urlopen(f"http://127.0.0.1:{port}/metrics?name[]=ventu_x", timeout=10) as response:
+        assert response.read() == b""
+    with pytest.raises(OSError, match="in use"):
+        serve("127.0.0.1", port, lambda: "")
+
+
+@pytest.mark.parametrize(
+    ("request_line", "why", "status", "body"),
+    [
+        ("GET /livez", "", 200, {"status": "alive"}),
+        ("GET /livez", "busy", 200, {"status": "alive"}),
+        ("GET /readyz", "", 200, {"status": "ready"}),
+        ("GET /readyz?verbose", "busy", 503, {"status": "not ready", "detail": "busy"}),
+        ("HEAD /readyz", "", 200, None),
+        ("HEAD /readyz", "busy", 503, None),
+        ("POST /readyz", "", 405, {"title": "Method Not Allowed", "detail": "ask with GET"}),
+        ("GET /ready", "", 404, {"title": "Not Found", "detail": "no such route"}),
+        ("GET /", "", 404, {"title": "Not Found", "detail": "no such route"}),
+    ],
+)
+def test_a_process_without_flask_can_be_probed(
+    request_line: str, why: str, status: int, body: dict[str, str] | None
+) -> None:
+    """A probe with a mistake in its path must not pass for healthy."""
+    method, path = request_line.split()
+    with Client(serve("127.0.0.1", 0, lambda: why)) as client:
+        answer = client.ask(method, path, None, {})
+    assert answer.status == status
+    said = json.loads(answer.body) if answer.body else None
+    if said and status in (404, 405):
+        assert answer.headers["Content-Type"] == "application/problem+json"
+        assert (said.pop("status"), said.pop("type", "about:blank")) == (status, "about:blank")
+    else:
+        assert answer.headers["Cache-Control"] == "no-store"
+        assert answer.headers["Content-Type"] == "application/json"
+    assert said == body
+    assert answer.headers["Allow"] == ("GET, HEAD" if status == 405 else None)
+
+
+def test_the_very_first_request_gets_no_metrics_under_another_path(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It comes as soon as a thread accepts it, and before ``serve`` returns."""
+    start, here = threading.Thread.start, threading.current_thread()
+    answers: list[int] = []
+
+    def start_and_ask(thread: threading.Thread) -> None:
+        start(thread)
+        if threading.current_thread() is here:
+            with Client(port) as client:
+                answers.append(client.get("/nowhere").status)
+
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port = int(sock.getsockname()[1])
+    monkeypatch.setattr(threading.Thread, "start", start_and_ask)
+    serve("127.0.0.1", port, lambda: "")
+    assert answers == [404]
+
+
+def test_a_client_that_says_nothing_or_goes_away_holds_nothing(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """And leaves no traceback in the middle of a log."""
+    monkeypatch.setattr("ventu_lite.metrics_port._Handler.timeout", 0.1)
+    port = serve("127.0.0.1", 0, lambda: "")
+    before = threading.active_count()
+    for said in (b"", b"GET /metr", b"GET /metrics HTTP/1.1\r\nHost: "):
+        with socket.create_connection(("127.0.0.1", port), TIMEOUT) as sock:
+            sock.sendall(said)
+            assert sock.recv(1) == b""
+    with socket.create_connection(("127.0.0.1", port), TIMEOUT) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        sock.sendall(b"GET /metrics HTTP/1.1\r\n")
+    with Client(port) as client:
+        assert client.get("/readyz").status == 200
+    deadline = time.monotonic() + TIMEOUT
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() <= before
+    assert capfd.readouterr() == ("", "")

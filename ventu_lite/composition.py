@@ -1,0 +1,197 @@
+"""What a service is once its stages are complete: schemas, examples, sizes and the pipeline."""
+
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from .annotations import MISSING
+from .config import Codec, Config
+from .errors import RegistrationError
+from .examples import Probe, find_examples
+from .functions import where_from
+from .isolation import BatchInfer, OnBlameless, SingleInfer
+from .pipeline import Mode, Pipeline
+from .schema_examples import batch_size_in
+from .stages import Stage, is_size
+from .validation import Schema
+
+Side = Literal["request", "response"]
+
+
+@dataclass(frozen=True)
+class Composition:
+    """A service whose stages are complete and fit together.
+
+    Attributes:
+        stages: By slot: "setup", "preprocess", "infer", "batch infer", …
+        config: The settings.
+        request, response: The schemas.
+        probes: The examples, checked.
+        warmup_batch_size: How many copies of an example make the warm-up batch.
+        where: ``file:line`` of the code that asked for it first.
+    """
+
+    stages: Mapping[str, Stage]
+    config: Config
+    request: Schema
+    response: Schema
+    probes: list[Probe]
+    warmup_batch_size: int
+    where: str
+
+    @property
+    def documents(self) -> list[Any]:
+        """The examples as JSON values, but for those that JSON cannot say."""
+        return [probe.document for probe in self.probes if probe.document is not None]
+
+    @property
+    def max_batch_size(self) -> int:
+        """How many items a call may get: the setting, under the ceiling of the decorator."""
+        return largest_batch(self.stages, self.config)
+
+    @property
+    def batch_key(self) -> Callable[[Any], Hashable] | None:
+        """What tells which items may share a call; ``None`` if all may."""
+        stage = self.stages.get("batch infer")
+        return stage.options.key if stage else None
+
+    @property
+    def worker_stage(self) -> Stage:
+        """The model call of a worker."""
+        return self.stages.get("batch infer") or self.stages["infer"]
+
+    def pipeline(
+        self, *, prefer_batch: bool, clock: Callable[[], float], on_blameless: OnBlameless
+    ) -> Pipeline:
+        """Return the stages as one pipeline.
+
+        Args:
+            prefer_batch: Which function to call where both are registered.
+            clock: Monotonic seconds.
+            on_blameless: Called when the batch function raised, but no item is to blame.
+        """
+        mode = self._mode(prefer_batch=prefer_batch)
+        pre, post = self.stages.get("preprocess"), self.stages.get("postprocess")
+        return Pipeline(
+            self.request,
+            self.response,
+            preprocess=pre.fn if pre else None,
+            infer=self._infer(mode, clock, on_blameless),
+            postprocess=post.fn if post else None,
+            mode=mode,
+            last=(post or self.stages["batch infer" if mode == "batch" else "infer"]).where,
+            clock=clock,
+        )
+
+    def _mode(self, *, prefer_batch: bool) -> Mode:
+        if prefer_batch:
+            return "batch" if "batch infer" in self.stages else "single"
+        return "single" if "infer" in self.stages else "batch"
+
+    def _infer(
+        self, mode: Mode, clock: Callable[[], float], on_blameless: OnBlameless
+    ) -> SingleInfer | BatchInfer:
+        if mode == "single":
+            return SingleInfer(self.stages["infer"].fn)
+        stage = self.stages["batch infer"]
+        return BatchInfer(
+            stage.fn,
+            max_batch_size=stage.options.max_batch_size,
+            isolate=stage.options.isolate and stage.options.retry,
+            key=stage.options.key,
+            timeout=self.config.timeout,
+            clock=clock,
+            where=stage.where,
+            on_blameless=on_blameless,
+        )
+
+
+def compose(
+    stages: Mapping[str, Stage],
+    config: Config,
+    *,
+    request: Any,
+    response: Any,
+    examples: Any,
+    warmup_batch_size: int | None,
+) -> Composition:
+    """Check that stages are complete and fit together.
+
+    Args:
+        stages: By slot.
+        config: The settings of the service.
+        request: The others are what the user gave to ``Service``, ``None`` if nothing.
+        response: See ``Service``.
+        examples: See ``Service``.
+        warmup_batch_size: See ``Service``.
+
+    Raises:
+        RegistrationError: There is no ``infer``, a schema is unknown, or an example does not fit.
+            The message shows the fix.
+    """
+    if stages.keys().isdisjoint(("infer", "batch infer")):
+        raise RegistrationError(
+            f"service {config.name!r} has no model call. Decorate it: @service.infer, or"
+            " @service.infer(batch=True) if it takes a list;"
+            " above the line that asks for the app."
+        )
+    requests = Schema(
+        _annotation("request", request, stages, config.name), max_body=int(config.max_body)
+    )
+    responses = Schema(_annotation("response", response, stages, config.name))
+    codecs: list[Codec] = ["json", "msgpack"] if config.codec == "auto" else [config.codec]
+    probes = find_examples(examples, requests, responses, codecs)
+    most = largest_batch(stages, config)
+    size = _warmup_size(warmup_batch_size, requests, most)
+    return Composition(stages, config, requests, responses, probes, size, where_from())
+
+
+def largest_batch(stages: Mapping[str, Stage], config: Config) -> int:
+    """Return a setting ``max_batch_size``, under the ceiling of the decorator."""
+    stage = stages.get("batch infer")
+    ceiling = stage.options.max_batch_size if stage else None
+    return min(ceiling or config.max_batch_size, config.max_batch_size)
+
+
+def _warmup_size(given: Any, request: Schema, most: int) -> int:
+    size = batch_size_in(request) if given is None else given
+    if size is None:
+        return most
+    if not is_size(size):
+        raise RegistrationError(f"warmup_batch_size is {size!r}, expected an integer from 1")
+    return min(int(size), most)
+
+
+def _annotation(side: Side, given: Any, stages: Mapping[str, Stage], service: str) -> Any:
+    """Return what was given, else what the annotation of the outermost stage says."""
+    if given is not None:
+        return given
+    outer = stages.get("preprocess" if side == "request" else "postprocess")
+    infers = [stages[slot] for slot in ("infer", "batch infer") if slot in stages]
+    asked = [outer] if outer else infers
+    hints = (one.input_type() if side == "request" else one.output_type() for one in asked)
+    known = next((hint for hint in hints if hint is not MISSING), MISSING)
+    if known is MISSING:
+        raise RegistrationError(_unknown(side, asked[0], service))
+    return known
+
+
+def _unknown(side: Side, stage: Stage, service: str) -> str:
+    """Return why a stage does not tell the schema, and what to write."""
+    kind = side.capitalize()
+    typed = f"list[{kind}]" if stage.options.batch else kind
+    name, parameter = stage.name, stage.parameter
+    if side == "request":
+        part, shown = "first parameter", f"{name}({parameter}: {typed})"
+    else:
+        part, shown = "return value", f"{name}(...) -> {typed}"
+    written = stage.written(parameter if side == "request" else "return")
+    found = "has no annotation" if written is MISSING else f"says {written!r}, which tells none"
+    if stage.options.batch and isinstance(written, type):
+        found = f"says {written.__name__}, but a batch function has a list there"
+    # A lambda or a builtin cannot be annotated.
+    write = f"Write `def {shown}`, or say" if stage.is_annotatable else "Say"
+    return (
+        f"service {service!r} has no {side} schema: the {part} of {stage.where} {found}."
+        f" {write} Service({service!r}, {side}={kind})."
+    )

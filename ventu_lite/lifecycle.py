@@ -1,0 +1,61 @@
+"""The life of a model in this process: set-up, warm-up, teardown at exit."""
+
+import atexit
+import os
+
+from .composition import Composition
+from .errors import VentuError
+from .outcomes import Rejected
+from .pipeline import Pipeline
+from .turns import Turns
+
+
+class Lifecycle:
+    """Sets one service up in this process, once, and tears it down at exit.
+
+    Args:
+        composition: The service.
+        turns: Who may call its batch function.
+    """
+
+    def __init__(self, composition: Composition, turns: Turns) -> None:
+        self._composition = composition
+        self._turns = turns
+        self._set_up_in: int | None = None
+
+    def set_up(self) -> None:
+        """Call the user's ``setup``, unless it has succeeded in this process or its parent.
+
+        Raises:
+            Exception: What it raises.
+        """
+        if self._set_up_in is not None:  # it succeeded, the warm-up after it did not
+            return
+        stages = self._composition.stages
+        if "setup" in stages:
+            stages["setup"].fn()
+        self._set_up_in = os.getpid()
+        if "teardown" in stages:
+            atexit.register(self._tear_down)
+
+    def warm_up(self, pipeline: Pipeline) -> None:
+        """Run the examples alone and, where there is a batch function, as a batch.
+
+        Raises:
+            VentuError: One was rejected.
+        """
+        is_batch = pipeline.mode == "batch"
+        sizes = {1, self._composition.warmup_batch_size} if is_batch else {1}
+        for probe in self._composition.probes:
+            for size in sorted(sizes):
+                with self._turns.turn_for(pipeline.mode):
+                    run = pipeline.run([probe.payload] * size, probe.codec)
+                for outcome in run.outcomes:
+                    if isinstance(outcome, Rejected):
+                        raise VentuError(
+                            f"warm-up with {size} example(s) failed: {outcome.exc!r:.200}"
+                        ) from outcome.exc
+
+    def _tear_down(self) -> None:
+        if self._set_up_in == os.getpid():  # a forked child owns nothing of it
+            self._composition.stages["teardown"].fn()

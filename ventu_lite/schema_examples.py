@@ -1,0 +1,79 @@
+"""What the JSON schema of a type says about examples, in pydantic's keys and in those of ventu."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic.errors import PydanticInvalidForJsonSchema, PydanticUserError
+
+from .annotations import MISSING
+from .validation import Schema
+
+
+def requests_in(schema: Schema) -> list[Any]:
+    """Return the examples of a type, or one that is made of those of its fields, or none."""
+    described = _json_schema(schema)
+    if listed := _listed(described):
+        return listed
+    made = _made_of_fields(described, described.get("$defs", {}))
+    return [] if made is MISSING else [made]
+
+
+def answer_in(schema: Schema) -> Any:
+    """Return the example of a response type that can be expected as an answer, or ``MISSING``.
+
+    That is only ventu's own key: ``examples`` are for readers, and nobody promises them as answers.
+    """
+    return _json_schema(schema).get("example", MISSING)
+
+
+def batch_size_in(schema: Schema) -> Any:
+    """Return ``batch_size`` of ``json_schema_extra``, as ventu had it, or ``None``."""
+    return _json_schema(schema).get("batch_size")
+
+
+def _json_schema(schema: Schema) -> dict[str, Any]:
+    """Return the JSON schema with the outermost reference followed; empty if there is none."""
+    try:
+        document = schema.adapter.json_schema()
+    except (PydanticInvalidForJsonSchema, PydanticUserError):
+        return {}
+    return _follow(document, document.get("$defs", {})) | {"$defs": document.get("$defs", {})}
+
+
+def _follow(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[str, Any]:
+    name = str(schema.get("$ref", "")).rpartition("/")[2]
+    return {**definitions.get(name, {}), **schema}
+
+
+def _listed(schema: Mapping[str, Any]) -> list[Any]:
+    examples = schema.get("examples")
+    if isinstance(examples, list):
+        return examples
+    return [schema["example"]] if "example" in schema else []
+
+
+def _made_of_fields(
+    schema: Mapping[str, Any], definitions: Mapping[str, Any], within: frozenset[str] = frozenset()
+) -> Any:
+    """Return an object made of the examples of its fields, or ``MISSING``.
+
+    Args:
+        schema: The JSON schema of the object.
+        definitions: What its references mean.
+        within: The references that led here: a model inside itself is left out.
+    """
+    reference = schema.get("$ref", "")
+    if reference in within:
+        return MISSING
+    schema, within = _follow(schema, definitions), within | ({reference} if reference else set())
+    if examples := _listed(schema):
+        return examples[0]
+    if "const" in schema:
+        return schema["const"]
+    made = {
+        name: _made_of_fields(part, definitions, within)
+        for name, part in schema.get("properties", {}).items()
+    }
+    if any(made[name] is MISSING for name in schema.get("required", ())):
+        return MISSING
+    return {name: part for name, part in made.items() if part is not MISSING} or MISSING
