@@ -696,7 +696,8 @@ def test_ventu_lite_is_measured(tmp_path: Path) -> None:
     assert report.rows[2].result.errors == {}
     assert report.rows[2].result.count > 0
     assert len(said) == 1
-    if sys.platform == "linux":
+    # The system counts in hundredths of a second: on a busy machine a few requests may take none.
+    if sys.platform == "linux" and report.rows[2].result.count > 100:
         assert report.rows[2].cpu is not None and report.rows[2].cpu > 0
 
 
