@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Generic, Optional, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, List, Optional, TypeVar  # noqa: UP035
 
 import numpy as np
 import numpy.typing as npt
@@ -110,6 +110,7 @@ def f_array(b: np.ndarray) -> npt.NDArray[np.float32]: ...  # type: ignore[empty
 def f_pair(b: tuple[Request, int]) -> dict[str, Response]: ...  # type: ignore[empty-body]
 def f_optional(b: Optional[list[Request]]) -> list[Response] | None: ...  # noqa: UP045  # both ways
 def f_bare(b: list) -> list: ...  # type: ignore[empty-body,type-arg]
+def f_old(b: List) -> Sequence: ...  # type: ignore[empty-body,type-arg]  # noqa: UP006
 def f_exception(b: list[Request | None]) -> list[Response | float | ValueError]: ...  # type: ignore[empty-body]
 def f_only_exceptions(b: list[Any]) -> list[ValueError | KeyError]: ...  # type: ignore[empty-body]
 
@@ -126,6 +127,7 @@ def f_only_exceptions(b: list[Any]) -> list[ValueError | KeyError]: ...  # type:
         pytest.param(f_pair, MISSING, MISSING, id="pair and dict"),
         pytest.param(f_optional, MISSING, MISSING, id="optional"),
         pytest.param(f_bare, MISSING, MISSING, id="bare list"),
+        pytest.param(f_old, MISSING, MISSING, id="bare List"),
         pytest.param(f_exception, Request | None, Response | float, id="exceptions among results"),
         pytest.param(f_only_exceptions, Any, ValueError | KeyError, id="nothing but exceptions"),
     ],

@@ -289,7 +289,7 @@ def test_who_came_before_a_start_failed_waits_for_the_next(directory: Path) -> N
         crowd = Crowd(server, ["early"])
         until(lambda: samples(server)["ventu_queue_jobs"] == 1)
         (directory / "wait_in_setup").unlink()
-        server.process.wait_for("it is started again at once")
+        server.process.wait_for("it is started again in 0.5 s")
         assert server.infer(b'"late"').status == 503
         (directory / "fail_in_setup").unlink()
         assert [answer.body for answer in crowd.answers()] == [b'"EARLY"']

@@ -167,13 +167,18 @@ def test_it_fails_while_no_worker_gets_ready(directory: Path) -> None:
         assert told_by(supervisor, told) == (False, [False])  # it was ready
         supervisor.kill(fourth)
         (*_, fifth) = await pids(5)
-        assert told_by(supervisor, told) == (True, [False, True])
-        assert supervisor.worker_is_ready(fifth)
+        assert told_by(supervisor, told) == (False, [False, False])  # both have failed, but once
         supervisor.kill(third)
-        await pids(6)
-        assert told_by(supervisor, told) == (False, [False, True, False])
+        supervisor.kill(fifth)
+        *_, sixth, seventh = await pids(7)
+        assert told_by(supervisor, told) == (True, [False, False, False, True])
+        assert supervisor.worker_is_ready(seventh)
+        assert not supervisor.is_failing
+        supervisor.kill(sixth)
+        await pids(8)
+        assert told_by(supervisor, told) == (False, [False, False, False, True, False])
         await supervisor.stop()
-        assert len(told) == 3
+        assert len(told) == 5
 
     main(test)
 

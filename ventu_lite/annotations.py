@@ -54,7 +54,7 @@ def element_of(hint: Any) -> Any:
         return MISSING
     is_pair = origin is tuple and arguments[1:] != (...,)
     is_table = issubclass(origin, Mapping) or hasattr(origin, "shape")
-    return MISSING if is_pair or is_table else arguments[0]
+    return MISSING if is_pair or is_table or not arguments else arguments[0]
 
 
 def without_exceptions(hint: Any) -> Any:

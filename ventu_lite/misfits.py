@@ -1,30 +1,70 @@
 """How a response does not fit its schema, in one line of the log that shows no value.
 
-What a stage returned may hold what a client sent: only fields, types and lengths are told.
+What a stage returned may hold what a client sent: only declared fields, types and lengths are told.
 """
 
-from typing import Any, Final
+from collections.abc import Collection, Iterator
+from functools import lru_cache
+from typing import Any, Final, get_args
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core.core_schema import ErrorType
 
 _MAX_ERRORS: Final = 3
 _MAX_TEXT: Final = 200  # characters of a message, or of a place
+# What pydantic says of these quotes the value, or somebody else's words about it.
+_QUOTING: Final = frozenset(
+    ("assertion_error", "get_attribute_error", "iteration_error", "mapping_type")
+    + ("no_such_attribute", "union_tag_invalid", "url_parsing", "url_syntax_violation")
+    + ("uuid_parsing", "value_error")
+)
+_TELLING: Final = frozenset(get_args(ErrorType)) - _QUOTING
 
 
-def misfit(value: Any, exc: ValidationError) -> str:
-    """Return how a value does not fit a schema, without showing any part of it."""
+def misfit(value: Any, exc: ValidationError, adapter: TypeAdapter[Any]) -> str:
+    """Return how a value does not fit a schema, without showing any part of it.
+
+    Args:
+        value: The value.
+        exc: What pydantic said of it.
+        adapter: The schema.
+    """
+    fields = _fields(adapter)
     errors = exc.errors(include_url=False, include_context=False)
-    said = [_without_input(error) for error in errors[:_MAX_ERRORS]]
+    said = [_without_input(error, fields) for error in errors[:_MAX_ERRORS]]
     if more := len(errors) - len(said):
         said.append(f"and {more} more")
     return f"{_kind(value)}, which does not fit the response schema {exc.title}: {'; '.join(said)}"
 
 
-def _without_input(error: Any) -> str:
-    place, text = ".".join(map(str, error["loc"])), error["msg"][:_MAX_TEXT]
-    said = f"{place[:_MAX_TEXT]}: {text}" if place else text
+@lru_cache(maxsize=64)
+def _fields(adapter: TypeAdapter[Any]) -> frozenset[str]:
+    """Return the names that a schema declares: any other key is the value's own."""
+    try:
+        return frozenset(_names_in(adapter.json_schema()))
+    except Exception:  # not every type can be described
+        return frozenset()
+
+
+def _names_in(document: Any) -> Iterator[str]:
+    if isinstance(document, list):
+        for part in document:
+            yield from _names_in(part)
+    elif isinstance(document, dict):
+        if isinstance(properties := document.get("properties"), dict):
+            yield from properties
+        for part in document.values():
+            yield from _names_in(part)
+
+
+def _without_input(error: Any, fields: Collection[str]) -> str:
+    kind = error["type"]
+    text = error["msg"][:_MAX_TEXT] if kind in _TELLING else kind
+    parts = (str(part) if isinstance(part, int) or part in fields else "…" for part in error["loc"])
+    place = ".".join(parts)[:_MAX_TEXT]
+    said = f"{place}: {text}" if place else text
     # What lacks a field was told already, or is told by the place.
-    return said if error["type"] == "missing" else f"{said}, found {_kind(error['input'])}"
+    return said if kind == "missing" else f"{said}, found {_kind(error['input'])}"
 
 
 def _kind(value: Any) -> str:

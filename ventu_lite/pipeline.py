@@ -114,7 +114,7 @@ class Pipeline:
             return Rejected.of(exc)
 
     def _invalid(self, value: Any, exc: ValidationError) -> InvalidResponse:
-        return InvalidResponse(f"{self.last} returned {misfit(value, exc)}")
+        return InvalidResponse(f"{self.last} returned {misfit(value, exc, self.response.adapter)}")
 
     def infer_prepared(self, prepared: Sequence[Any]) -> list[Any]:
         """Return one result for each item, passing those over that were rejected before."""

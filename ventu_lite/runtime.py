@@ -17,6 +17,7 @@ from .lifecycle import Lifecycle
 from .metrics import metrics_of
 from .outcomes import InferenceFailed, Rejected
 from .pipeline import Outcome, Pipeline, Run
+from .retries import Reminders
 from .startup import Startup
 from .tracebacks import in_one_line, traceback_for
 from .turns import Turns
@@ -26,16 +27,6 @@ if TYPE_CHECKING:
     from .service import Service
 
 log = logging.getLogger(__name__)
-
-
-def _log_blameless(where: str, size: int, exc: BaseException) -> None:
-    log.warning(
-        "%s raised for %d items together, but for none of them in a smaller batch: %s;"
-        " if that comes again, lower max_batch_size",
-        where,
-        size,
-        in_one_line(exc),
-    )
 
 
 class Reply(NamedTuple):  # three times as quick to make as a frozen dataclass
@@ -81,19 +72,20 @@ class Runtime:
             self._composition.probes, service.config.timeout, self.startup, self._turns, clock
         )
         self._lifecycle = Lifecycle(self._composition, self._turns)
-        self._on_blameless: OnBlameless = _log_blameless
+        self._reminders = Reminders(clock)
+        self._on_blameless: OnBlameless = self._log_blameless
         self._use(prefer_batch=False)
         self._answers_http = False
         self._ask_workers: AskWorkers | None = None
         self._timeout = service.config.timeout
 
-    def use_batch_function(self, on_blameless: OnBlameless = _log_blameless) -> None:
+    def use_batch_function(self, on_blameless: OnBlameless | None = None) -> None:
         """Call the batch function where both are registered, as a worker does; before set-up.
 
         Args:
-            on_blameless: Called when it raised, but no item is to blame.
+            on_blameless: Called when it raised, but no item is to blame; else the log tells.
         """
-        self._on_blameless = on_blameless
+        self._on_blameless = on_blameless or self._log_blameless
         self._use(prefer_batch=True)
         self._answers_http = False
 
@@ -109,6 +101,17 @@ class Runtime:
         self._model = model_of(
             composition, self.pipeline, turns=turns, metrics=self.metrics, clock=clock
         )
+
+    def _log_blameless(self, where: str, size: int, exc: BaseException) -> None:
+        """Warn of what no answer shows; in turns, as batch functions are called."""
+        if self._reminders.is_due(where):
+            log.warning(
+                "%s raised for %d items together, but for none of them in a smaller batch: %s;"
+                " if that comes again, lower max_batch_size",
+                where,
+                size,
+                in_one_line(exc),
+            )
 
     def _pipeline(self, *, prefer_batch: bool) -> Pipeline:
         return self._composition.pipeline(

@@ -49,6 +49,8 @@ def _read(name: str, path: Path) -> str:
             raise ConfigError(f"{said} is no regular file: name a file that holds the secret")
         with path.open("rb") as file:
             content = file.read(MAX_SIZE + 1)
+        if len(content) > MAX_SIZE:
+            raise ConfigError(f"{said} holds more than {MAX_SIZE} bytes: is it the right file?")
         secret = content.decode("utf-8-sig").rstrip("\r\n")
     except FileNotFoundError as exc:
         raise ConfigError(
@@ -61,8 +63,6 @@ def _read(name: str, path: Path) -> str:
         raise ConfigError(
             f"{said} cannot be read: {reason}; let user {os.geteuid()} read it"
         ) from exc
-    if len(content) > MAX_SIZE:
-        raise ConfigError(f"{said} holds more than {MAX_SIZE} bytes: is it the right file?")
     if not secret.strip():
         raise ConfigError(f"{said} is empty: write the secret into it, or remove the variable")
     if _CONTROL.search(secret):  # no client could send such a key

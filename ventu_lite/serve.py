@@ -189,7 +189,10 @@ class _Front:
             log.info("ready on %s", self._batching.url)
 
     def _judge(self) -> None:
-        """Refuse requests as long as there is no worker and none can be expected soon."""
+        """Refuse new requests while there is no worker and every one has failed at its last starts.
+
+        What was accepted before waits on.
+        """
         is_vain = self._supervisor.is_failing and not self._batching.ready_workers
         self._batching.dispatcher.refuse(_IN_VAIN if is_vain else "")
 

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -15,6 +16,8 @@ log = logging.getLogger(__name__)
 # A worker that cannot even start will hardly do better a moment later; one that worked before is
 # worth a try at once, however often it dies: its jobs wait.
 _FIRST_DELAY, _LONGEST_DELAY = 0.5, 30.0
+# Failed starts in a row of which one may have been bad luck.
+_IN_VAIN: Final = 2
 # From SIGTERM to SIGKILL: the batch in hand was answered before, what is left is teardown.
 PATIENCE: Final = 5.0
 
@@ -88,12 +91,12 @@ class Supervisor:
         self._stopping = asyncio.Event()
         self._slots: list[asyncio.Task[None]] = []
         self._running: dict[int, _Running] = {}
-        self._failing: set[int] = set()
+        self._failures: Counter[int] = Counter()  # of each worker, since it was last ready
 
     @property
     def is_failing(self) -> bool:
-        """Whether every worker has failed when it was last started, and none is ready since."""
-        return len(self._failing) == self._count
+        """Whether every worker has failed at its last starts: at one of them anything may fail."""
+        return all(self._failures[n] >= _IN_VAIN for n in range(1, self._count + 1))
 
     def start(self) -> None:
         """Start all workers."""
@@ -105,7 +108,7 @@ class Supervisor:
         if running is None:
             return False
         running.is_ready = True
-        self._failing.discard(running.number)
+        del self._failures[running.number]
         seconds = self._clock() - running.started_at
         log.info("worker %d, process %d, is ready after %.2f s", running.number, pid, seconds)
         return True
@@ -154,7 +157,7 @@ class Supervisor:
         if self._stopping.is_set():
             return 0.0
         if not was_ready:
-            self._failing.add(number)
+            self._failures[number] += 1
             self._on_failure()
         delay = next_delay(delay, was_ready=was_ready)
         log.warning("worker %d %s; it is started again %s", number, end, _when(delay))

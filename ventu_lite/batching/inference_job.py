@@ -69,7 +69,7 @@ class InferenceJob(Job):
         self.request.respond(200, b"".join((terms.lines, request_id, line)), body)
 
     def _rejected(self, status: int, body: bytes) -> None:
-        if status >= 500 and self.terms.request_id:
+        if status == 500 and self.terms.request_id:  # others are those of stages that abort
             self._log(f"got {status} from a worker; look for the job in its log")
         if not body:  # the worker could not even send why
             self._respond_problem(status, "the worker rejected this request")
