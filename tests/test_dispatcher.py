@@ -11,7 +11,7 @@ import pytest
 from ventu_lite.batching.dispatcher import Dispatcher, Timing
 from ventu_lite.batching.jobs import Failure, Job
 from ventu_lite.batching.policy import FixedWait
-from ventu_lite.batching.queue import EXPIRED, WORKER_DIED, Queue
+from ventu_lite.batching.queue import EXPIRED, UNSERVED, WORKER_DIED, Queue
 from ventu_lite.batching.tally import FrontMetrics
 from ventu_lite.errors import ProtocolError, QueueFull, Unavailable
 from ventu_lite.protocol import Results
@@ -349,7 +349,7 @@ def test_who_cannot_take_an_answer_keeps_nobody_from_his(caplog: pytest.LogCaptu
 
     bench.now += 2.0
     bench.loop.ring()
-    assert bench.told() == [("d", EXPIRED)]
+    assert bench.told() == [("d", UNSERVED)]
     lost = [said for said in caplog.messages if "is lost" in said]
     assert lost == ["the answer to job a is lost", "the answer to job c is lost"]
     assert "no room" in caplog.text
@@ -513,7 +513,7 @@ def test_a_timer_that_came_for_nothing_is_set_anew() -> None:
     bench.now += 4.0
     bench.loop.ring()
     assert len(bench.loop.timers) == 2
-    assert bench.told() == [("a", EXPIRED)]
+    assert bench.told() == [("a", UNSERVED)]
 
 
 def test_a_timer_that_would_come_too_late_is_replaced() -> None:

@@ -6,7 +6,15 @@ from typing import Any
 import pytest
 
 from ventu_lite.batching.policy import FixedWait, Running
-from ventu_lite.batching.queue import EXPIRED, WORKER_DIED, Batch, Job, JobTooLarge, Queue
+from ventu_lite.batching.queue import (
+    EXPIRED,
+    UNSERVED,
+    WORKER_DIED,
+    Batch,
+    Job,
+    JobTooLarge,
+    Queue,
+)
 from ventu_lite.errors import ProtocolError, QueueFull, Unavailable
 
 
@@ -277,7 +285,7 @@ class TestAdd:
 
         add(queue, "c", 1.0)
 
-        assert outcomes(queue) == {"a": EXPIRED, "b": EXPIRED}
+        assert outcomes(queue) == {"a": UNSERVED, "b": UNSERVED}
         assert queue.waiting == 1
 
     def test_a_job_larger_than_a_message(self) -> None:
@@ -515,7 +523,8 @@ class TestDeaths:
 
         queue.lose("ann", 1.0)
 
-        assert outcomes(queue) == {"a": EXPIRED, "b": EXPIRED}
+        assert outcomes(queue) == {"a": UNSERVED, "b": UNSERVED}
+        assert UNSERVED.detail == "the deadline of the job has passed; no worker is connected"
         assert queue.waiting == 0
 
     def test_a_retried_job_expires_like_any_other(self) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from ventu_lite.batching.policy import FixedWait
-from ventu_lite.batching.queue import EXPIRED, WORKER_DIED, Batch, Job, Queue
+from ventu_lite.batching.queue import EXPIRED, UNSERVED, WORKER_DIED, Batch, Job, Queue
 from ventu_lite.errors import ProtocolError, QueueFull, Unavailable
 
 WORKERS = st.sampled_from(["ann", "bob", "cyd", "dan"])
@@ -114,7 +114,7 @@ class QueueMachine(RuleBasedStateMachine):
     def note_outcome(self, job: Job, outcome: object) -> None:
         assert self.open.pop(job.id) is job, "finished twice, or after it was abandoned"
         self.closed.append(job)
-        if outcome is EXPIRED:
+        if outcome in (EXPIRED, UNSERVED):
             assert job.deadline <= self.now
             self.doomed.discard(job.id)
         elif outcome is WORKER_DIED:

@@ -25,6 +25,7 @@ from ..errors import QueueFull, Unavailable
 from .jobs import (
     EXPIRED,
     JOB_OVERHEAD,
+    UNSERVED,
     WORKER_DIED,
     Deadlines,
     Failure,
@@ -36,7 +37,17 @@ from .lanes import Lane, Lanes
 from .policy import Policy
 from .workers import Batch, DrainRate, Reason, W, Workers
 
-__all__ = ["EXPIRED", "WORKER_DIED", "Batch", "Failure", "Job", "JobTooLarge", "Queue", "Reason"]
+__all__ = [
+    "EXPIRED",
+    "UNSERVED",
+    "WORKER_DIED",
+    "Batch",
+    "Failure",
+    "Job",
+    "JobTooLarge",
+    "Queue",
+    "Reason",
+]
 
 #: The header of a msgpack map with more than 65,535 entries.
 _MESSAGE_OVERHEAD: Final = 5
@@ -126,8 +137,11 @@ class Queue(Generic[W]):
         return True
 
     def expire(self, now: float) -> None:
-        """Finish the jobs whose deadline has come, wherever they are, with ``EXPIRED``."""
-        self._fail(self._deadlines.due(now), EXPIRED)
+        """Finish the jobs whose deadline has come, wherever they are.
+
+        With ``EXPIRED``, or ``UNSERVED`` where nobody is there to do them.
+        """
+        self._fail(self._deadlines.due(now), EXPIRED if self._workers else UNSERVED)
 
     def finished(self) -> list[tuple[Job, Any]]:
         """Return the jobs finished since the last call, each with its result or ``Failure``."""
