@@ -16,8 +16,8 @@ log = logging.getLogger(__name__)
 # A worker that cannot even start will hardly do better a moment later; one that worked before is
 # worth a try at once, however often it dies: its jobs wait.
 _FIRST_DELAY, _LONGEST_DELAY = 0.5, 30.0
-# Failed starts in a row of which one may have been bad luck.
-_IN_VAIN: Final = 2
+# Failed starts in a row: the first may be bad luck, so many are none.
+_MOST_FAILURES: Final = 2
 # From SIGTERM to SIGKILL: the batch in hand was answered before, what is left is teardown.
 PATIENCE: Final = 5.0
 
@@ -96,7 +96,7 @@ class Supervisor:
     @property
     def is_failing(self) -> bool:
         """Whether every worker has failed at its last starts: at one of them anything may fail."""
-        return all(self._failures[n] >= _IN_VAIN for n in range(1, self._count + 1))
+        return all(self._failures[n] >= _MOST_FAILURES for n in range(1, self._count + 1))
 
     def start(self) -> None:
         """Start all workers."""
