@@ -133,6 +133,48 @@ def test_jobs_that_wait_when_the_worker_comes_free_wait_for_the_answered_clients
     assert ask(policy, now, waiting=8) == pytest.approx(0.3 * MS)
 
 
+def after_late_waits(late: float, times: int) -> tuple[AdaptiveWait, float, float]:
+    """Return a policy whose waits ended late, when its batch finished, and the first wait."""
+    policy, now = after_half_batches()
+    first = ask(policy, now, waiting=24)
+    for _ in range(times):
+        wait = ask(policy, now, waiting=24)
+        ask(policy, now + wait + late, since=now, waiting=24)
+        policy.batch_released(24, now + wait + late)
+        for _ in range(8):
+            policy.job_arrived(now + 0.25 * MS)
+        now += 8.45 * MS
+        policy.batch_finished(16, FIXED + EACH * 16, now)
+    return policy, now, first
+
+
+def test_waits_that_end_late_are_worth_less() -> None:
+    policy, now, first = after_late_waits(8 * MS, times=20)
+
+    assert first > 0
+    assert ask(policy, now, waiting=24) == 0
+
+
+def test_waits_that_end_a_little_late_are_still_worth_it() -> None:
+    policy, now, first = after_late_waits(0.1 * MS, times=20)
+
+    assert ask(policy, now, waiting=24) == pytest.approx(first)
+
+
+def test_it_is_tried_again_whether_waits_end_late() -> None:
+    policy, now, first = after_late_waits(8 * MS, times=20)
+    for _ in range(200):
+        policy.batch_released(16, now)
+
+    assert ask(policy, now, waiting=24) == pytest.approx(first)
+
+
+def test_a_wait_that_no_worker_saw_the_end_of_counts_no_more_than_the_limit() -> None:
+    policy, now, first = after_late_waits(3600.0, times=1)
+
+    assert ask(policy, now, waiting=24) == pytest.approx(first)
+
+
 def test_no_company_is_expected_after_everybody_came() -> None:
     policy, now = after_half_batches()
     ask(policy, now, waiting=8)
@@ -374,11 +416,13 @@ def simulate(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("simulate")
 
 
-def test_no_constant_is_better_in_simulated_time(simulate: Any) -> None:
+@pytest.mark.parametrize("late", [0.0, 3 * MS], ids=["timers in time", "late timers"])
+def test_no_constant_is_better_in_simulated_time(simulate: Any, late: float) -> None:
     """One cell of each kind and number of workers; the whole grid takes minutes."""
     cells = [cell for cell in simulate.note_grid()[::19] if cell.clients <= 64]
 
-    ratios = simulate.compare(cells, [1], least=600, tick=0.05 * MS, processes=1)
+    timers = simulate.Timers(tick=0.05 * MS, late=late)
+    ratios = simulate.compare(cells, [1], least=600, timers=timers, processes=1)
 
     adaptive = [by["adaptive"] for by in ratios.values()]
     assert simulate.geometric_mean(adaptive) <= 1.0

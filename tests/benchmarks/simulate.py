@@ -1,7 +1,8 @@
 """Compare release policies in simulated time, with the queue and the policies of the product.
 
 Run ``python tests/benchmarks/simulate.py`` (some minutes) or, for a first look, with ``--quick``;
-``--tick 1`` gives the event loop timers of 1 ms, ``--plot FILE`` draws the cells with matplotlib.
+``--tick 1`` gives the event loop timers of 1 ms, ``--late 3`` has them come another 3 ms late on
+average, as on a machine that others keep busy; ``--plot FILE`` draws the cells with matplotlib.
 For every load ("cell") the mean response time of each policy is divided by that of the best fixed
 wait, chosen in hindsight for that very cell and those very seeds. So 1.00 is as good as a constant
 can be made by somebody who knows the load; below 1.00 no constant is as good.
@@ -20,7 +21,7 @@ from itertools import count, product
 from math import ceil, exp, inf
 from pathlib import Path
 from statistics import fmean, geometric_mean
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal, NamedTuple, cast
 
 from ventu_lite.batching.adaptive import AdaptiveWait
 from ventu_lite.batching.policy import FixedWait, Policy
@@ -164,12 +165,17 @@ class Simulation:
     """One cell under one policy: an event loop in simulated time around one queue.
 
     The queue is asked as the product's event loop asks it: after every event and when the timer
-    fires. A timer is set anew after every event, and runs for a whole number of ticks, rounded up.
+    fires. A timer is set anew after every event, and runs for a whole number of ticks, rounded up,
+    and an exponentially distributed time more.
     """
 
-    def __init__(self, cell: Cell, policy: Policy, *, seed: int, tick: float) -> None:
+    def __init__(
+        self, cell: Cell, policy: Policy, *, seed: int, tick: float, late: float = 0.0
+    ) -> None:
         self._cell = cell
         self._tick = tick
+        self._late = late
+        self._delays = random.Random(f"{seed}/timers")
         self._queue: Queue[int] = Queue(
             policy, max_batch_size=cell.limit, capacity=10**9, max_message=10**9
         )
@@ -235,10 +241,11 @@ class Simulation:
         self._timer_at = self._timer(queue.due_at(now), now)
 
     def _timer(self, due_at: float | None, now: float) -> float:
-        """Return when a timer that is set now fires: after whole ticks, at least one."""
+        """Return when a timer that is set now fires: after whole ticks, at least one, and late."""
         if due_at is None:
             return inf
-        return now + max(1, ceil((due_at - now) / self._tick - 1e-6)) * self._tick
+        late = self._delays.expovariate(1 / self._late) if self._late else 0.0
+        return now + max(1, ceil((due_at - now) / self._tick - 1e-6)) * self._tick + late
 
 
 def note_grid() -> list[Cell]:
@@ -296,6 +303,13 @@ def one_by_one() -> list[Cell]:
     ]
 
 
+class Timers(NamedTuple):
+    """What timers are like: their resolution, and how late they come on average, in seconds."""
+
+    tick: float
+    late: float
+
+
 @dataclass(frozen=True)
 class Task:
     """One run."""
@@ -304,12 +318,13 @@ class Task:
     policy: str
     seed: int
     least: int
-    tick: float
+    timers: Timers
 
     def mean_response(self) -> float:
         """Return the mean response time in seconds."""
         policy = POLICIES[self.policy]()
-        simulation = Simulation(self.cell, policy, seed=self.seed, tick=self.tick)
+        tick, late = self.timers
+        simulation = Simulation(self.cell, policy, seed=self.seed, tick=tick, late=late)
         return simulation.run(self.cell.jobs(self.least))
 
 
@@ -318,10 +333,10 @@ Ratios = dict[Cell, dict[str, float]]
 
 
 def compare(
-    cells: Sequence[Cell], seeds: Sequence[int], *, least: int, tick: float, processes: int
+    cells: Sequence[Cell], seeds: Sequence[int], *, least: int, timers: Timers, processes: int
 ) -> Ratios:
     """Run every policy in every cell."""
-    tasks = [Task(c, p, s, least, tick) for c, p, s in product(cells, POLICIES, seeds)]
+    tasks = [Task(c, p, s, least, timers) for c, p, s in product(cells, POLICIES, seeds)]
     if processes == 1:
         responses = {task: task.mean_response() for task in tasks}
     else:
@@ -331,7 +346,7 @@ def compare(
     ratios = {}
     for cell in cells:
         mean = {
-            policy: fmean(responses[Task(cell, policy, seed, least, tick)] for seed in seeds)
+            policy: fmean(responses[Task(cell, policy, seed, least, timers)] for seed in seeds)
             for policy in POLICIES
         }
         best = min(mean[policy] for policy in FIXED)
@@ -383,6 +398,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--grid", choices=["note", "hard", "both"], default="both")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="means over all of them")
     parser.add_argument("--tick", type=float, default=0.05, help="ms; resolution of timers")
+    parser.add_argument("--late", type=float, default=0.0, help="ms; how late they come")
     parser.add_argument("--jobs", type=int, default=3000, help="at least as many per run")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--plot", type=Path, metavar="FILE")
@@ -403,7 +419,7 @@ def main() -> None:
             cells,
             options.seeds,
             least=1000 if options.quick else options.jobs,
-            tick=options.tick * MS,
+            timers=Timers(options.tick * MS, options.late * MS),
             processes=options.processes,
         )
         print(f"\n## {name}: {len(cells)} cells, seeds {options.seeds}, tick {options.tick:g} ms\n")

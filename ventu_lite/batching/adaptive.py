@@ -64,19 +64,25 @@ class AdaptiveWait:
     misjudged rate must not hold a model that takes jobs one by one: company is never worth more
     than 3 such parts to a job, and no batch is held for more jobs than take as long as 3.
 
+    **Lateness.** Where others keep the processors busy, or timers are coarse, a wait ends later
+    than it should, and the jobs that wait pay for that. So how late waits have ended lately is a
+    cost of every wait for company; on a busy machine fewer are worth it.
+
     The later end of both waits counts. ``max_wait`` seconds after a worker was idle while a job
     waited, the batch goes in any case.
     """
 
     __slots__ = (
         *("max_wait", "_after_batch", "_after_first", "_arrivals", "_arrived", "_asked", "_bin"),
-        *("_bin_at", "_due_at", "_numbers", "_rate", "_rate_at", "_since", "_times"),
+        *("_bin_at", "_due_at", "_late", "_numbers", "_rate", "_rate_at", "_since", "_times"),
     )
 
     _LATER: Final = 0.3  # 1.0 would be a stream for ever; closed loops have nobody left to come
     _AT_STAKE: Final = 3.0  # fixed parts of a batch; 5 does nearly as well
     _MEMORY: Final = 5.0  # batch times over which the rate of arrivals is averaged
     _SHORTEST: Final = 1e-6  # seconds from which a rate can be told
+    _LATE_WEIGHT: Final = 0.1  # of the latest wait in how late waits end
+    _LATE_KEPT: Final = 0.98  # from batch to batch: now and then it has to be tried again
     _LOOKED_AT: Final = 8  # busy workers: the oldest batches are likely to end first
 
     def __init__(self, max_wait: float) -> None:
@@ -90,7 +96,7 @@ class AdaptiveWait:
         self._rate = self._rate_at = 0.0
         self._since = -1.0
         self._asked: tuple[float, ...] = ()
-        self._due_at = 0.0
+        self._due_at = self._late = 0.0
         self._numbers = (0, 0, 0, 0.0, 0.0, 0.0, 0.0)
 
     @property
@@ -117,7 +123,8 @@ class AdaptiveWait:
         arrivals.counts[self._bin] += 1
 
     def batch_released(self, size: int, now: float) -> None:
-        """Learn nothing."""
+        """Forget some of how late waits have ended."""
+        self._late *= self._LATE_KEPT
 
     def batch_finished(self, size: int, seconds: float, now: float) -> None:
         """Learn how long batches take, how many jobs come, and when."""
@@ -144,6 +151,9 @@ class AdaptiveWait:
         asked: tuple[float, ...] = (now, since, waiting, room, idle, len(busy))
         if asked == self._asked:
             return self._due_at
+        if self._asked and self._asked[0] < self._due_at <= now:
+            late = min(now - self._due_at, self.max_wait)  # no worker may have been there
+            self._late += self._LATE_WEIGHT * (late - self._late)
         self._asked = asked
         self._notice_wait(since, now)
         limit = since + self.max_wait
@@ -238,7 +248,8 @@ class AdaptiveWait:
         others = 0.0 if is_alone else min(during - before, waiting + room)
         worth = self._worth(waiting, loss, others)
         top = worth * ((most if most < totals[beyond - 1] else totals[beyond - 1]) - before)
-        gain = cost = best_total = best_end = 0.0
+        gain = best_total = best_end = 0.0
+        cost = waiting * self._late
         for end, total in zip(edges[first:beyond], totals[first:beyond], strict=True):
             if cost >= top - gain:
                 break
