@@ -4,7 +4,8 @@ Install with `pip install 'ventu-lite[distilbert]'` (in a clone: `-e '.[distilbe
 `flask --app samples/distilbert.py run`, then ask:
 `curl localhost:5000/inference -d '{"text": "my cat is very cute"}'`
 
-The model comes from the hub when the service is set up. `MODEL` names another one, or a directory.
+The model comes from the hub at the first start, later from its cache: `HF_HUB_OFFLINE=1` then does
+without the hub. `MODEL` names another model, or a directory with one.
 """
 
 import os
@@ -46,7 +47,8 @@ def load() -> None:
     except OSError as exc:
         reason = str(exc).partition("\n")[0]
         raise OSError(
-            f"{reason} Without the hub, MODEL=DIRECTORY names what save_pretrained wrote."
+            f"no model {MODEL!r}: {reason} Without a network, MODEL=DIRECTORY names what"
+            " save_pretrained wrote; see samples/README.md."
         ) from None
     tokenizer.no_padding()
     tokenizer.enable_truncation(LONGEST)

@@ -4,7 +4,7 @@ Install with `pip install 'ventu-lite[embedding]'` (in a clone: `-e '.[embedding
 `flask --app samples/embedding.py run`, then ask:
 `curl localhost:5000/inference -d '{"text": "a cat on a mat"}'`
 
-Any OpenAI client takes it for the real one, with `base_url="http://localhost:5000/v1"`.
+It answers with a vector of 384 numbers. Any OpenAI client takes it for the real one, with `base_url="http://localhost:5000/v1"`.
 """
 
 import base64

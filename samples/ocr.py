@@ -2,7 +2,7 @@
 
 Install with `pip install 'ventu-lite[ocr]'` (in a clone: `-e '.[ocr]'`), start with
 `flask --app samples/ocr.py run`, then ask:
-`python samples/ocr_client.py samples/line.png`, or any other PNG or JPEG with one line of text.
+`python samples/ocr_client.py`, which posts `line.png`, or the PNG and JPEG files that you name.
 
 Pictures travel as they are, in msgpack: `{"image": b"..."}`. Those of about the same shape share a
 call, so that none is padded to several times its width.
@@ -86,7 +86,7 @@ def by_width(picture: Picture) -> int:
 def read(batch: list[Picture]) -> list[Line]:
     recogniser.rec_batch_num = len(batch)
     lines, _ = recogniser([picture.pixels for picture in batch])
-    return [Line(text=text, confidence=min(1.0, float(score))) for text, score in lines]
+    return [Line(text=text.strip(), confidence=min(1.0, float(score))) for text, score in lines]
 
 
 app = service.app

@@ -1,6 +1,6 @@
 """Post pictures with one line of text each to `samples/ocr.py`, and print what they say.
 
-`python samples/ocr_client.py samples/line.png [more.png ...] [--url http://localhost:5000]`
+`python samples/ocr_client.py [picture.png ...] [--url http://localhost:5000]`
 """
 
 import argparse
@@ -10,6 +10,8 @@ import urllib.request
 from pathlib import Path
 
 import msgpack
+
+LINE = Path(__file__).parent / "line.png"
 
 
 def read(url: str, image: bytes) -> str:
@@ -31,7 +33,8 @@ def read(url: str, image: bytes) -> str:
 def main() -> int:
     """Read the pictures that the command line names; return the exit code."""
     parser = argparse.ArgumentParser(description="Print the text in pictures.")
-    parser.add_argument("pictures", nargs="+", type=Path, help="PNG or JPEG, one line of text each")
+    kind = "PNG or JPEG, one line of text each (line.png, beside this file)"
+    parser.add_argument("pictures", nargs="*", default=[LINE], type=Path, help=kind)
     parser.add_argument("--url", default="http://localhost:5000", help="where samples/ocr.py runs")
     options = parser.parse_args()
     failed = 0

@@ -1,6 +1,7 @@
 """Is a sentence kind or unkind? VADER, a lexicon of 7,500 rated words, answers.
 
-Start it with `flask --app samples/sentiment.py run`, then ask it:
+Install with `pip install 'ventu-lite[samples]'` (in a clone: `-e '.[samples]'`), start with
+`flask --app samples/sentiment.py run`, then ask:
 `curl localhost:5000/inference -d '{"text": "my cat is very cute"}'`
 """
 

@@ -1,6 +1,6 @@
 """Two services in one Flask app, under two prefixes; one has a metric and a route of its own.
 
-Start it with `flask --app samples/two_models.py run`, then ask:
+Start with `flask --app samples/two_models.py run`, then ask:
 `curl localhost:5000/language/inference -d '{"text": "le chat est sur la table"}'`
 `curl localhost:5000/length/inference -d '"four"'`
 or open http://localhost:5000, which links to the pages of both.

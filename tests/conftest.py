@@ -1,5 +1,6 @@
 """What every test may count on: no setting of the machine reaches it."""
 
+import logging
 import os
 import signal
 from collections.abc import Iterator
@@ -25,6 +26,17 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
         if name.upper().startswith("VENTU_"):
             monkeypatch.delenv(name)
     monkeypatch.delenv("FLASK_RUN_FROM_CLI", raising=False)  # flask's command leaves it behind
+
+
+@pytest.fixture(autouse=True)
+def _no_logging_of_other_tests() -> Iterator[None]:
+    """Take back what a command that ran in this process did to logging."""
+    root, package = logging.getLogger(), logging.getLogger("ventu_lite")
+    levels = root.level, package.level
+    yield
+    root.setLevel(levels[0])
+    package.setLevel(levels[1])
+    logging.captureWarnings(False)
 
 
 @pytest.fixture

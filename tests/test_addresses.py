@@ -1,5 +1,7 @@
 """Where a worker connects to."""
 
+import os
+
 import pytest
 
 from ventu_lite.addresses import MAX_PATH, TCPAddress, UnixAddress
@@ -67,7 +69,8 @@ def test_a_name_that_no_resolver_takes_is_refused(host: str) -> None:
 
 def test_a_unix_address_is_shown_as_one() -> None:
     address = UnixAddress("batching.socket")
-    assert (str(address), address.protocol) == ("unix:batching.socket", "unix")
+    assert (str(address), address.protocol) == (f"unix:{os.getcwd()}/batching.socket", "unix")
+    assert str(UnixAddress("/x/s")) == "unix:/x/s"
 
 
 def test_the_longest_path_is_that_of_the_system() -> None:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field
 
 from ventu_lite import InferenceFailed, Service
 from ventu_lite.asking import payload_of, response_of
-from ventu_lite.batching.asking import Asker
+from ventu_lite.batching.asker import Asker
 from ventu_lite.batching.dispatcher import Dispatcher
 from ventu_lite.batching.policy import FixedWait
 from ventu_lite.batching.queue import Queue
@@ -154,6 +154,8 @@ class TestInOneProcess:
         failed = failure(service, "a")
         assert failed.code == 500
         assert "must not ask its own service" in str(failed.__cause__)
+        (told,) = service.predict_batch(["a"])  # not in the inference thread, which waits for it
+        assert "must not ask its own service" in str(told)
 
     @pytest.mark.parametrize("options", [{}, {"batch": True, "max_batch_size": 1}])
     def test_without_batches(self, options: dict[str, Any]) -> None:

@@ -1,20 +1,26 @@
 """The command ``batching``, in this process."""
 
 import os
+import re
 import signal
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from processes import Client, short_directory
+from processes import TIMEOUT, Client, short_directory
+from waiting import until
 
 from ventu_lite import __main__
 from ventu_lite.addresses import Address, TCPAddress, UnixAddress
-from ventu_lite.batching.command import batching, warn_if_open
+from ventu_lite.batching.command import batching, how_to_join, warn_if_open
 from ventu_lite.config import Config
 from ventu_lite.options import CANNOT_LISTEN, WRONG_USAGE
+from ventu_lite.worker import connect_unix
+
+READY = bytes(4)
 
 
 @pytest.fixture
@@ -29,33 +35,112 @@ def invoke(*args: str) -> Result:
     return CliRunner().invoke(batching, args)
 
 
-def test_it_serves_until_a_signal(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+def use(service: Callable[[int], None], caplog: pytest.LogCaptureFixture) -> None:
+    """Run the command, and call ``service`` in a thread with the port of its clients."""
     caplog.set_level("INFO")
-    seen: list[int] = []
 
-    def use() -> None:
+    def run() -> None:
         try:
-            while not (said := [m for m in caplog.messages if m.startswith("ready on")]):
-                threading.Event().wait(0.01)
-            with Client(int(said[0].split(":")[2].split()[0])) as client:
-                seen.append(client.get("/livez").status)
+            until(lambda: caplog.messages)
+            service(int(caplog.messages[0].split(":")[2].split()[0]))
         finally:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    thread = threading.Thread(target=use)
-    thread.start()
-    result = invoke("--port", "0")
-    thread.join(30)
-    assert (result.exit_code, seen) == (0, [200])
-    assert "at unix:batching.socket for workers" in caplog.messages[0]
-    assert caplog.messages[-2:] == ["stopping: answering what was accepted", "stopped"]
+    with ThreadPoolExecutor(1) as pool:
+        used = pool.submit(run)
+        result = invoke("--port", "0")
+        used.result(TIMEOUT)
+    assert result.exit_code == 0
+    assert "stopping: answering what was accepted" in caplog.messages
+    assert caplog.messages[-1] == "stopped"
+
+
+def test_it_serves_until_a_signal(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def service(port: int) -> None:
+        with Client(port) as client:
+            assert client.get("/livez").status == 200
+
+    use(service, caplog)
+    at = f"at unix:{directory}/batching.socket for workers"
+    assert re.fullmatch(rf"ready on http://localhost:\d+ for clients, {at}", caplog.messages[0])
     assert not os.listdir(directory)
+
+
+HOW = "start one: python -m ventu_lite --app FILE.py worker --unix {}/batching.socket"
+
+
+def test_it_says_how_to_start_a_worker_and_when_none_is_left(
+    directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The jobs of the last one wait again: they are counted."""
+    how, at = HOW.format(directory), str(directory / "batching.socket")
+
+    def service(port: int) -> None:
+        with ThreadPoolExecutor(1) as pool, connect_unix(at) as first, connect_unix(at) as second:
+            for sock in (first, second):
+                sock.sendall(READY)
+            until(lambda: said(caplog, "is ready") == 2)
+            first.close()
+            until(lambda: said(caplog, "has left") == 1)
+            with Client(port) as client:
+                asked = pool.submit(client.infer, b"1")
+                assert second.recv(1)
+                second.close()
+                until(lambda: said(caplog, "no worker is connected any more") == 1)
+                with connect_unix(at) as third:
+                    third.sendall(READY)
+                    third.sendall(third.recv(1000))  # a result looks like a job
+                    assert asked.result(TIMEOUT).body == b"1"
+                until(lambda: said(caplog, "no worker is connected any more") == 2)
+
+    use(service, caplog)
+    assert caplog.messages[1] == f"no worker is connected yet; {how}"
+    warned = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+    assert [one for one in warned if "any more" in one] == [
+        f"no worker is connected any more; {count} job(s) wait for one, at most 5 s; {how}"
+        for count in (1, 0)
+    ]
+
+
+def said(caplog: pytest.LogCaptureFixture, words: str) -> int:
+    return sum(words in message for message in caplog.messages)
+
+
+def test_that_the_workers_leave_at_the_end_is_no_warning(
+    directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def service(port: int) -> None:
+        sock = stack.enter_context(connect_unix(str(directory / "batching.socket")))
+        sock.sendall(READY)
+        until(lambda: said(caplog, "is ready"))
+
+    with ExitStack() as stack:
+        use(service, caplog)
+    assert said(caplog, "has left") == 1
+    assert not [one for one in caplog.records if one.levelname == "WARNING"]
+
+
+@pytest.mark.parametrize(
+    ("address", "secret", "options"),
+    [
+        (UnixAddress("/a b/s"), None, "--unix '/a b/s'"),
+        (TCPAddress("127.0.0.1", 8765), None, "--tcp 127.0.0.1:8765"),
+        (TCPAddress("::1", 8765), None, "--tcp [::1]:8765"),
+        (TCPAddress("0.0.0.0", 8765), None, "--tcp HOST:8765"),
+        (TCPAddress("::", 8765), "x", "--tcp HOST:8765 (with the same VENTU_WORKER_SECRET)"),
+    ],
+)
+def test_the_command_for_a_worker_can_be_copied(
+    address: Address, secret: str | None, options: str
+) -> None:
+    said = how_to_join(address, Config(worker_secret=secret))
+    assert said == f"python -m ventu_lite --app FILE.py worker {options}"
 
 
 @pytest.mark.parametrize(
     ("args", "code", "said"),
     [
-        (["--unix", "nowhere/s"], CANNOT_LISTEN, "cannot listen at unix:nowhere/s: No such file"),
+        (["--unix", "none/s"], CANNOT_LISTEN, "cannot listen at unix:{here}/none/s: No such file"),
         (["--host", "192.0.2.1"], CANNOT_LISTEN, "choose an address of this machine"),
         (["--unix", "a", "--tcp", "b:1"], WRONG_USAGE, "exclude each other"),
         (["--tcp", "nowhere"], WRONG_USAGE, "'nowhere' is no HOST:PORT"),
@@ -69,7 +154,7 @@ def test_what_cannot_be_is_told_in_one_line(
 ) -> None:
     result = invoke(*(["--port", "0"] if "--port" not in args else []), *args)
     assert result.exit_code == code, result.output
-    assert said in result.output.splitlines()[-1]
+    assert said.format(here=directory) in result.output.splitlines()[-1]
     assert not os.listdir(directory)
 
 

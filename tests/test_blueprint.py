@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 from flask import Blueprint, Flask, Response, render_template_string, request
 from flask.testing import FlaskClient
 from prometheus_client import REGISTRY
+from waiting import until
 from werkzeug.exceptions import HTTPException
 
 from ventu_lite import RegistrationError, Service
@@ -30,8 +32,9 @@ _numbers = count()
 def make_service(fn: Any = None, name: str | None = None, **options: Any) -> Service:
     """Return a service, of a name of its own if none is given, that doubles an integer."""
     name = name or f"mounted {next(_numbers)}"
+    stage = options.pop("infer", {})
     service = Service(name, request=int, response=int, **{"examples": [1]} | options)
-    service.add_stage("infer", fn or (lambda number: 2 * number))
+    service.add_stage("infer", fn or (lambda number: 2 * number), **stage)
     return service
 
 
@@ -153,6 +156,50 @@ def test_readyz_says_when_to_ask_again_after_a_failure(caplog: pytest.LogCapture
     assert "failed" in response.get_json()["detail"]
     assert client.post("/inference", data=b"1").status_code == 503
     assert "IndexError" in caplog.text
+
+
+def test_a_batch_function_that_hangs_is_told_until_it_comes_back() -> None:
+    begun, go = threading.Event(), threading.Event()
+
+    def hang(numbers: list[int]) -> list[int]:
+        if 21 in numbers:
+            begun.set()
+            assert go.wait(PATIENCE)
+        return numbers
+
+    service = make_service(hang, infer={"batch": True}, timeout=0.02)
+    service.runtime.startup.run()
+    client = service.app.test_client()
+    until(lambda: client.post("/inference", data=b"21").status_code == 504 and begun.is_set())
+    until(lambda: status(client, "/readyz") == 503)
+    response = client.get("/readyz")
+    assert "a call of the batch function has lasted" in response.get_json()["detail"]
+    assert response.headers["Retry-After"] == "1"
+    assert status(client, "/health") == 503
+    assert status(client, "/livez") == 200
+    go.set()
+    until(lambda: status(client, "/readyz") == status(client, "/health") == 200)
+
+
+def test_a_function_of_one_item_that_hangs_keeps_its_request_alone() -> None:
+    begun, go = threading.Event(), threading.Event()
+
+    def hang(number: int) -> int:
+        if number == 0:
+            begun.set()
+            assert go.wait(PATIENCE)
+        return 2 * number
+
+    service = make_service(hang)
+    service.runtime.startup.run()
+    client = service.app.test_client()
+    with ThreadPoolExecutor(1) as pool:
+        late = pool.submit(lambda: service.app.test_client().post("/inference", data=b"0"))
+        assert begun.wait(PATIENCE)
+        assert not late.done()
+        assert status(client, "/readyz") == status(client, "/health") == 200
+        go.set()
+        assert late.result(PATIENCE).data == b"0"
 
 
 @pytest.mark.parametrize(

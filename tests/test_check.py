@@ -1,12 +1,15 @@
-"""The contract check: services that keep it, and each way to break it."""
+"""``check``: services that give everybody his own answer, and each way not to."""
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+from pydantic import BaseModel, create_model
 
-from ventu_lite import ConfigError, Service
-from ventu_lite.check import Report, Timing, check
+from ventu_lite import ConfigError, Service, VentuError
+from ventu_lite.check import check
+from ventu_lite.report import Report, Timing
 
 
 def service_of(fn: Callable[[list[int]], Sequence[Any]], **given: Any) -> Service:
@@ -30,11 +33,14 @@ def double(batch: list[int]) -> list[int]:
     return [2 * item for item in batch]
 
 
-def test_a_service_that_keeps_the_contract() -> None:
+def test_a_service_that_passes() -> None:
     report = check(service_of(double))
     assert report.complaints == []
     assert [timing.size for timing in report.timings] == [1, 2, 4, 8]
-    assert list(report.lines())[-1] == "the contract is kept"
+    assert (
+        list(report.lines())[-1]
+        == "passed: the answers are the same alone, in a batch, and beside a bad item"
+    )
 
 
 def test_a_service_of_single_items_gets_no_advice_on_batches() -> None:
@@ -65,17 +71,18 @@ def drop_one(batch: list[int]) -> list[int]:
 @pytest.mark.parametrize(
     ("fn", "complaint"),
     [
-        pytest.param(reverse_it, "another answer than alone: 4, alone 2", id="order"),
-        pytest.param(depend_on_company, "another answer than alone: 3, alone 2", id="company"),
+        pytest.param(reverse_it, "example 1 in a batch of 2: answered 4, alone 2", id="order"),
+        pytest.param(
+            depend_on_company, "example 1 in a batch of 2: answered 3, alone 2", id="company"
+        ),
     ],
 )
 def test_answers_must_not_depend_on_their_company(
     fn: Callable[[list[int]], list[int]], complaint: str
 ) -> None:
     report = check(service_of(fn, warmup_batch_size=1))
-    said = f"in a batch of 2, place 0: {complaint} (and 1 more in that batch)"
-    assert said in report.complaints
-    assert list(report.lines())[-1] == "the contract is broken"
+    assert f"{complaint} (and 1 more in that batch)" in report.complaints
+    assert list(report.lines())[-1] == "failed: correct what is BROKEN above"
 
 
 def test_a_wrong_number_of_results_is_a_complaint() -> None:
@@ -92,7 +99,7 @@ def test_an_item_that_only_a_batch_accepts_is_a_complaint() -> None:
         return [ValueError("alone")] if is_alone else double(batch)
 
     report = check(service_of(refuse_the_second_call, warmup_batch_size=1, examples=[1]))
-    assert any("answered, alone it is rejected with 500" in one for one in report.complaints)
+    assert any("answered, alone it gets status 500" in one for one in report.complaints)
 
 
 def test_a_function_that_raises_for_larger_batches_only_is_a_complaint() -> None:
@@ -118,7 +125,7 @@ def test_without_examples_the_set_up_is_tried_and_the_way_to_have_one_told() -> 
         check(service)
     assert calls == ["set-up"]
     assert str(caught.value) == (
-        "service 'mute' gets through its set-up, but nothing was asked: it has no example. Give it"
+        "service 'mute' gets through its set-up, but nothing was asked: it has no example; give it"
         " one or, better, two requests that differ: Service('mute', examples=[...])"
     )
 
@@ -129,6 +136,48 @@ def test_without_examples_a_set_up_that_fails_is_told() -> None:
     service.add_stage("setup", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         check(service)
+
+
+def old_model(name: str, extra: dict[str, Any]) -> type[BaseModel]:
+    """Return a model as users of ventu have it, with a key that pydantic 2 calls otherwise."""
+    config: Any = {"schema_extra": extra}
+    with pytest.warns(UserWarning, match="'schema_extra' has been renamed"):
+        return create_model(name, __config__=config, text=(str, ...))
+
+
+def test_an_example_under_its_old_name_is_told() -> None:
+    service = Service(
+        "old", request=old_model("Question", {"example": {"text": "x"}}), response=str
+    )
+    service.add_stage("infer", lambda question: question.text)
+    with pytest.raises(ConfigError) as caught:
+        check(service)
+    assert str(caught.value).endswith(
+        "it has no example; pydantic 2 does not read schema_extra of Question:"
+        " rename it to json_schema_extra"
+    )
+
+
+def test_a_size_of_batches_and_an_answer_under_their_old_names_are_told() -> None:
+    request = old_model("Question", {"batch_size": 8})
+    response = old_model("Answer", {"example": {"text": "x"}})
+    examples = [{"text": "x"}, {"text": "y"}]
+    service = Service(request=request, response=response, examples=examples)
+    service.add_stage("infer", lambda question: question)
+    assert check(service).remarks == [
+        "pydantic 2 does not read schema_extra of Question and Answer:"
+        " rename it to json_schema_extra"
+    ]
+
+
+def test_what_does_not_fit_is_told_without_the_names_of_exceptions() -> None:
+    with pytest.raises(VentuError) as caught:
+        check(service_of(lambda batch: ["x" for _ in batch]))
+    assert re.match(
+        r"warm-up with 1 example\(s\) failed: \S+ \(\S+:\d+\) returned str of length 1,"
+        r" which does not fit the response schema int: ",
+        str(caught.value),
+    )
 
 
 def test_one_example_says_nothing_about_order() -> None:
@@ -143,18 +192,20 @@ def test_one_example_says_nothing_about_order() -> None:
     [
         pytest.param(
             lambda size: size * 0.01,
-            "batching gains only 1.00 ×: a plain @service.infer would do as well",
+            "a batch gets through only 1.00 × as many items per second as one by one:"
+            " a plain @service.infer would do as well",
             id="no-gain",
         ),
         pytest.param(
             lambda size: 0.01,
-            "batching gains 8.0 ×, and more with each size that was tried",
+            "batches get through 8.0 × as many items per second as one by one,"
+            " the largest most: a larger max_batch_size may bring more",
             id="free-company",
         ),
         pytest.param(
             lambda size: 0.01 * max(1.0, size / 4),
-            "batching gains 4.0 ×, and a batch of 4 reaches 90% of it:"
-            " max_batch_size=4 keeps answers quick",
+            "batches get through 4.0 × as many items per second as one by one,"
+            " and those of 4 through 90% of that: max_batch_size=4 keeps answers quick",
             id="plateau",
         ),
     ],
@@ -193,15 +244,15 @@ def test_the_report_is_a_table() -> None:
         "         4       0.000       0.000         inf",
         "BROKEN: it lies",
         "note: be careful",
-        "the contract is broken",
+        "failed: correct what is BROKEN above",
     ]
 
 
-def test_an_answer_that_is_not_the_expected_one_breaks_the_contract() -> None:
+def test_an_answer_that_is_not_the_expected_one_is_a_complaint() -> None:
     service = Service("expects", request=str, response=str, examples=[("a", "A"), ("b", "b")])
     service.add_stage("infer", str.upper)
     report = check(service)
-    assert report.complaints == ["example 2: another answer than expected: 'B', expected 'b'"]
+    assert report.complaints == ["example 2: answered 'B', expected 'b'"]
 
 
 def test_of_long_answers_the_place_that_differs_is_shown() -> None:
@@ -214,5 +265,5 @@ def test_of_long_answers_the_place_that_differs_is_shown() -> None:
     service.add_stage("infer", answer, batch=True)
     (complaint, *_) = check(service).complaints
     assert "at [50].text" in complaint
-    said = f"another answer than alone: 'other' at [50].text, alone '{'x' * 96}... (and"
+    said = f"answered 'other' at [50].text, alone '{'x' * 96}... (and"
     assert said in complaint

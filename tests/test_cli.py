@@ -1,7 +1,6 @@
 """The command line: how it finds a service, what it refuses, how it ends."""
 
 import json
-import logging
 import os
 import re
 import shlex
@@ -91,8 +90,6 @@ def invoke(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator["Invoke
     for name in kept:
         if re.match("FLASK_|VENTU_", name):
             monkeypatch.delenv(name)
-    package = logging.getLogger("ventu_lite")
-    level = package.level
     yield Invoke(directory)
     os.environ.clear()
     os.environ.update(kept)
@@ -100,8 +97,6 @@ def invoke(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator["Invoke
         path = getattr(sys.modules[name], "__file__", None) or ""
         if path == str(SAMPLE) or path.startswith(str(directory)):
             del sys.modules[name]
-    package.setLevel(level)
-    logging.captureWarnings(False)
 
 
 class Invoke:
@@ -190,11 +185,45 @@ def refused(result: Result) -> str:
     return result.output.removeprefix("Error: ").rstrip("\n")
 
 
-@pytest.mark.parametrize("args", [[], ["--app", "nothing"], ["--app", "nothing.py"]])
+@pytest.mark.parametrize("args", [[], ["--app", "nothing"]])
 def test_no_app_is_told_with_a_way_out(invoke: Invoke, args: list[str]) -> None:
     said = refused(invoke(*args, *WORKER))
     assert re.match("Could not (locate a Flask application|import 'nothing')", said)
     assert "`python -m ventu_lite --app FILE.py ...`" in said
+
+
+@pytest.mark.parametrize(
+    ("app", "said"),
+    [
+        ("nothing.py", "{here} has no nothing.py"),
+        ("ap.py", "{here} has no ap.py; did you mean app.py?"),
+        ("ap.py:app", "{here} has no ap.py; did you mean app.py?"),
+        ("samples/cat.py", "{here}/samples has no cat.py; did you mean cats.py?"),
+        ("samples/cat", "{here}/samples has no cat; did you mean cats.py?"),
+        ("{here}/sample/cats.py", "{here} has no sample; did you mean samples?"),
+        # Flask would take the app.py of this directory.
+        ("none/app.py:create(a='b')", "{here} has no none"),
+    ],
+)
+def test_a_file_that_is_not_there_is_told_with_those_that_are(
+    invoke: Invoke, app: str, said: str
+) -> None:
+    here = os.getcwd()
+    os.mkdir("samples")
+    for file in ("app.py", "samples/cats.py", "samples/notes.txt"):
+        invoke.file(file, ECHO.format(name="here") + "app = service.app")
+    app = app.format(here=here)
+    assert refused(invoke("--app", app, *WORKER)) == (
+        f"cannot find the app {app}: {said.format(here=here)}"
+    )
+
+
+@pytest.mark.parametrize("app", ["samples/cats", "samples/cats.py", "samples.cats", "samples"])
+def test_a_file_may_be_named_in_every_way_of_flask(invoke: Invoke, app: str) -> None:
+    os.mkdir("samples")
+    for file in ("samples/__init__.py", "samples/cats.py"):
+        invoke.file(file, ECHO.format(name="here") + "app = service.app")
+    assert found(invoke("--app", app, *NONE)) == "here"
 
 
 @pytest.mark.parametrize("app", ["mine", "mine:service", "mine:nothing"])
@@ -294,8 +323,13 @@ def test_a_syntax_error_is_shown_without_what_led_to_it(invoke: Invoke) -> None:
             id="twice",
         ),
         pytest.param(
-            ECHO.format(name="x") + "service.infer(batchh=True)",
-            r"\S+/app.py:9: Service.infer\(\) got an unexpected keyword argument 'batchh'.*"
+            ECHO.format(name="x") + "service.infer(bacth=True)",
+            r"\S+/app.py:9: infer\(\) has no option 'bacth'\. Did you mean 'batch'\?",
+            id="nearly an option",
+        ),
+        pytest.param(
+            ECHO.format(name="x") + "service.infer(threads=2)",
+            r"\S+/app.py:9: Service.infer\(\) got an unexpected keyword argument 'threads'\."
             r" It takes these options: batch, max_batch_size, isolate, retry, key\.",
             id="no such option",
         ),
@@ -600,14 +634,17 @@ def slow_worker(directory: Path, *options: str, **env: str) -> Process:
 
 
 def test_a_worker_waits_for_its_batching_service_and_for_the_next_one(directory: Path) -> None:
+    at = f"unix:{directory}/batching.socket"
     with slow_worker(directory, "--unix", "batching.socket") as process:
-        process.wait_for(r"cannot connect to unix:batching.socket: .*; trying again in 0.1 s")
+        process.wait_for(
+            f"cannot connect to {at}: No such file or directory; trying again in 0.1 s"
+        )
         for count in (1, 2):
             with BatchingPeer() as peer:
                 assert peer.unix is not None
                 (directory / "batching.socket").symlink_to(peer.unix)
                 assert peer.submit([b'"x"'], timeout=TIMEOUT) == [(200, b'"x"')]
-            process.wait_for(r"lost unix:batching.socket: .*; trying again in", count=count)
+            process.wait_for(f"lost {at}: .*; trying again in", count=count)
             (directory / "batching.socket").unlink()
         assert process.stop() == 0
         assert process.lines[-1].endswith("stopped")
@@ -771,7 +808,8 @@ def test_a_worker_can_be_probed(directory: Path) -> None:
             assert asked(client, until="running") == running
             assert client.get("/livez").status == 200
             (directory / "wait_in_setup").unlink()
-            alone = (503, "not connected to unix:batching.socket, or not accepted there yet")
+            at = f"unix:{directory}/batching.socket"
+            alone = (503, f"not connected to {at}, or not accepted there yet")
             assert asked(client, until="not connected") == alone
             with BatchingPeer() as peer:
                 assert peer.unix is not None

@@ -88,6 +88,35 @@ def test_an_empty_secret_is_no_open_door(
         Config()
 
 
+@pytest.mark.parametrize("value", [f"{SECRET}\n", f" {SECRET}\t", f"{SECRET}\u00a0"])
+def test_white_space_around_a_secret_does_not_count(
+    value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No client could send it, so that the key would let nobody in."""
+    monkeypatch.setenv("VENTU_API_KEY", value)
+    config = Config(worker_secret=value)
+    assert (config.api_key, config.worker_secret) == (SecretStr(SECRET), SecretStr(SECRET))
+    assert Config(**config.declared()) == config
+
+
+@pytest.mark.parametrize("value", [f"{SECRET}\nb", f"a\t{SECRET}", f"\u200b{SECRET}", "\x7f"])
+def test_a_secret_that_nobody_could_send_is_refused(
+    value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = "the secret holds more than one line, or a character that cannot be seen$"
+    with pytest.raises(ConfigError, match=f"^worker_secret: {said}"):
+        Config(worker_secret=value)
+    monkeypatch.setenv("VENTU_API_KEY", value)
+    with pytest.raises(ConfigError, match=f"^VENTU_API_KEY: {said}"):
+        Config()
+
+
+@pytest.mark.parametrize("value", ["", " \n"])
+def test_an_empty_secret_in_the_code_is_refused(value: str) -> None:
+    with pytest.raises(ConfigError, match="^api_key: the secret is empty$"):
+        Config(api_key=value)
+
+
 def test_lines_of_other_programs_in_the_file_do_no_harm(dotenv: Path) -> None:
     dotenv.write_text("DATABASE_URL=x\nVENTU_PORT=9\nVENTU_UNKNOWN=1\n")
     assert Config().port == 9

@@ -334,6 +334,92 @@ def test_any_other_answer_ends_the_connection_without_a_word(answer: bytes) -> N
     play(test, secret="hush")
 
 
+def complaints_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return what was warned of, without who it was."""
+    warned = [one for one in caplog.records if one.levelno == logging.WARNING]
+    return [one.getMessage().partition("> ")[2] for one in warned]
+
+
+NO_SECRET = "left when asked for a proof; set VENTU_WORKER_SECRET there"
+WRONG_SECRET = (
+    "broke the protocol, its connection is closed: worker does not know the secret,"
+    " check its VENTU_WORKER_SECRET"
+)
+
+
+def test_who_leaves_when_asked_for_a_proof_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    """A worker without a secret does; one that looks whether there is anybody says nothing."""
+
+    async def test(worker: Stage) -> None:
+        await challenge(worker)
+        worker.writer.close()
+        await worker.told("lost")
+
+    async def look(worker: Stage) -> None:
+        worker.writer.close()
+        await worker.told("lost")
+
+    play(test, secret="hush")
+    play(look, secret="hush")
+    assert complaints_of(caplog) == [NO_SECRET]
+
+
+def test_what_keeps_workers_out_is_told_now_and_then_and_not_at_each_try(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Until one gets in: what comes after that is news."""
+    now = 0.0
+
+    async def test(worker: Stage) -> None:
+        nonlocal now
+        while now < 20.0:
+            for answer in (b"", proof(b"loud", b"")):
+                other = await another(worker)
+                await challenge(other)
+                other.writer.write(answer)
+                other.writer.write_eof()
+                await other.closed()
+                other.writer.close()
+            now += 5.0
+        await worker.says(proof(b"hush", await challenge(worker)))
+        await turn_until(lambda: worker.link.is_ready)
+        other = await another(worker)
+        await challenge(other)
+        other.writer.close()
+        await turn_until(lambda: len(worker.links.open) == 1)
+
+    play(test, secret="hush", clock=lambda: now, on_change=lambda link: None)
+    both = [NO_SECRET, WRONG_SECRET]
+    assert complaints_of(caplog) == [*both, *both, NO_SECRET]
+
+
+def test_a_worker_that_was_in_is_told_of_each_time(caplog: pytest.LogCaptureFixture) -> None:
+    """It has had jobs."""
+
+    async def test(worker: Stage) -> None:
+        for _ in range(3):
+            other = await another(worker)
+            await other.says(READY)
+            await turn_until(lambda: worker.links.ready)
+            await other.says(READY)
+            await other.closed()
+            other.writer.close()
+
+    play(test, clock=lambda: 0.0, on_change=lambda link: None)
+    assert len(complaints_of(caplog)) == 3
+
+
+async def another(worker: Stage) -> Stage:
+    """Return one more worker of the same service."""
+    theirs, ours = socket.socketpair()
+    ours.setblocking(False)
+    loop = asyncio.get_running_loop()
+    _, link = await loop.connect_accepted_socket(worker.links, sock=ours)
+    stage = Stage(worker.links, worker.dispatcher, link)
+    stage.reader, stage.writer = await asyncio.open_connection(sock=theirs)
+    return stage
+
+
 @pytest.mark.parametrize("says", [b"", READY], ids=["nothing", "only ready"])
 def test_no_answer_ends_the_connection_after_a_while(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, says: bytes
@@ -385,7 +471,7 @@ def test_who_says_nothing_makes_room_for_who_comes_later(
 
     play(test, secret=secret)
     (said,) = caplog.messages
-    assert said.startswith("more than 2 connections at unix:s have not asked for a batch")
+    assert said.startswith(f"more than 2 connections at unix:{os.getcwd()}/s have not")
 
 
 def test_workers_are_no_strangers_however_many(

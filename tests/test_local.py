@@ -23,7 +23,7 @@ from waiting import until
 from ventu_lite import JobExpired, QueueFull, Service, Unavailable
 from ventu_lite.batching.direct import OneByOne
 from ventu_lite.batching.local import LocalQueue
-from ventu_lite.batching.local_jobs import Answer
+from ventu_lite.batching.local_jobs import Inferred
 from ventu_lite.batching.policy import Running
 from ventu_lite.metrics import ServiceMetrics, metrics_of
 from ventu_lite.outcomes import Rejected
@@ -125,10 +125,10 @@ class Threads:
         self.pool.shutdown()
         self.queue.stop()
 
-    def ask(self, item: Any = "a", seconds: float = PATIENCE) -> Answer:
+    def ask(self, item: Any = "a", seconds: float = PATIENCE) -> Inferred:
         return self.queue.ask(item, self.clock() + seconds)
 
-    def start(self, *items: Any, seconds: float = PATIENCE) -> list[Future[Answer]]:
+    def start(self, *items: Any, seconds: float = PATIENCE) -> list[Future[Inferred]]:
         """Ask from as many other threads, one after the other, and return when all wait."""
         futures = []
         for item in items:
@@ -136,7 +136,7 @@ class Threads:
             assert self.policy.arrived.acquire(timeout=PATIENCE)
         return futures
 
-    def hold(self) -> Future[Answer]:
+    def hold(self) -> Future[Inferred]:
         """Keep the model busy until it is let go."""
         (holder,) = self.start("hold")
         assert self.model.begun.wait(PATIENCE)
@@ -147,11 +147,11 @@ class Threads:
         return REGISTRY.get_sample_value(series, named) or 0.0
 
 
-def results(futures: Sequence[Future[Answer]]) -> list[Any]:
+def results(futures: Sequence[Future[Inferred]]) -> list[Any]:
     return [future.result(PATIENCE).result for future in futures]
 
 
-def rejected(answer: Answer) -> Rejected:
+def rejected(answer: Inferred) -> Rejected:
     assert isinstance(answer.result, Rejected)
     return answer.result
 
@@ -623,7 +623,7 @@ class Alone:
             clock=time.monotonic,
         )
 
-    def ask(self, item: Any = "a", seconds: float = PATIENCE) -> Answer:
+    def ask(self, item: Any = "a", seconds: float = PATIENCE) -> Inferred:
         return self.model.ask(item, time.monotonic() + seconds)
 
 

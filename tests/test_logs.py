@@ -15,17 +15,13 @@ from ventu_lite.logs import JSONFormatter, configure
 def bare_logging() -> Iterator[io.StringIO]:
     """Catch standard error and take the handlers away, pytest's own included, until the end."""
     stream = io.StringIO()
-    root, package = logging.getLogger(), logging.getLogger("ventu_lite")
-    handlers, levels = root.handlers[:], (root.level, package.level)
-    root.handlers[:] = []
+    root = logging.getLogger()
+    handlers, root.handlers[:] = root.handlers[:], []
     try:
         with contextlib.redirect_stderr(stream):
             yield stream
     finally:
-        logging.captureWarnings(False)
         root.handlers[:] = handlers
-        root.setLevel(levels[0])
-        package.setLevel(levels[1])
 
 
 def lines(stream: io.StringIO) -> list[dict[str, Any]]:

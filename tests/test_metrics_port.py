@@ -1,6 +1,8 @@
 """The port of a process without Flask: what it shows where, from its first moment on."""
 
+import contextlib
 import json
+import select
 import socket
 import struct
 import threading
@@ -9,9 +11,10 @@ from urllib.request import urlopen
 
 import pytest
 from processes import TIMEOUT, Client
+from waiting import until
 
 from ventu_lite.metrics import metrics_of
-from ventu_lite.metrics_port import serve
+from ventu_lite.metrics_port import MOST_CLIENTS, serve
 
 
 def test_a_process_without_flask_serves_its_metrics() -> None:
@@ -23,6 +26,16 @@ def test_a_process_without_flask_serves_its_metrics() -> None:
         assert response.read() == b""
     with pytest.raises(OSError, match="in use"):
         serve("127.0.0.1", port, lambda: "")
+
+
+def test_the_head_of_the_metrics_can_be_asked_for() -> None:
+    with Client(serve("127.0.0.1", 0, lambda: "")) as client:
+        whole, head = (client.ask(method, "/metrics", None, {}) for method in ("GET", "HEAD"))
+        assert (head.status, head.body) == (whole.status, b"") == (200, b"")
+        for name in ("Content-Type", "Cache-Control"):
+            assert head.headers[name] == whole.headers[name] != ""
+        refused = client.ask("DELETE", "/metrics", None, {})
+        assert (refused.status, refused.headers["Allow"]) == (405, "GET, HEAD")
 
 
 @pytest.mark.parametrize(
@@ -82,7 +95,7 @@ def test_a_client_that_says_nothing_or_goes_away_holds_nothing(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """And leaves no traceback in the middle of a log."""
-    monkeypatch.setattr("ventu_lite.metrics_port._Handler.timeout", 0.1)
+    monkeypatch.setattr("ventu_lite.metrics_port.PATIENCE", 0.1)
     port = serve("127.0.0.1", 0, lambda: "")
     before = threading.active_count()
     for said in (b"", b"GET /metr", b"GET /metrics HTTP/1.1\r\nHost: "):
@@ -99,3 +112,70 @@ def test_a_client_that_says_nothing_or_goes_away_holds_nothing(
         time.sleep(0.01)
     assert threading.active_count() <= before
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_client_that_is_slow_is_cut_off_however_busy_it_looks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A byte now and then is no reason to go on."""
+    monkeypatch.setattr("ventu_lite.metrics_port.PATIENCE", 0.2)
+    port = serve("127.0.0.1", 0, lambda: "")
+    with socket.create_connection(("127.0.0.1", port), TIMEOUT) as sock:
+        sock.sendall(b"GET /readyz HTTP/1.1\r\nX: ")
+        deadline = time.monotonic() + TIMEOUT
+        with contextlib.suppress(ConnectionError):  # it is closed
+            while not select.select([sock], [], [], 0.01)[0]:
+                assert time.monotonic() < deadline
+                sock.sendall(b"x")
+
+
+def test_a_client_that_does_not_read_its_answer_is_cut_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ventu_lite.metrics_port.PATIENCE", 0.2)
+    port = serve("127.0.0.1", 0, lambda: "x" * 50_000_000)
+    before = threading.active_count()
+    with socket.create_connection(("127.0.0.1", port), TIMEOUT) as sock:
+        sock.sendall(b"GET /readyz HTTP/1.1\r\n\r\n")
+        until(lambda: threading.active_count() > before)
+        until(lambda: threading.active_count() <= before)
+
+
+@pytest.mark.parametrize("said", [b"", b"GET /readyz HTTP/1.1\r\nX: "], ids=["mute", "slow"])
+def test_clients_that_hold_every_place_do_not_keep_a_probe_out(said: bytes) -> None:
+    """The one that came first makes room."""
+    port = serve("127.0.0.1", 0, lambda: "")
+    before = threading.active_count()
+    with contextlib.ExitStack() as stack:
+        crowd = []
+        for _ in range(MOST_CLIENTS * 3):
+            sock = socket.create_connection(("127.0.0.1", port), TIMEOUT)
+            crowd.append(stack.enter_context(sock))
+            sock.sendall(said)
+        with Client(port) as client:
+            assert client.get("/readyz").status == 200
+        assert threading.active_count() <= before + MOST_CLIENTS
+        crowd[0].settimeout(TIMEOUT)
+        with contextlib.suppress(ConnectionResetError):
+            assert crowd[0].recv(1) == b""
+    until(lambda: threading.active_count() <= before)
+
+
+def test_who_cannot_be_answered_in_time_keeps_the_threads_few() -> None:
+    """Where all wait for the same disk, more threads would only wait with them."""
+    is_over = threading.Event()
+    port = serve("127.0.0.1", 0, lambda: str(is_over.wait(TIMEOUT)))
+    before = threading.active_count()
+    with contextlib.ExitStack() as stack:
+        stack.callback(is_over.set)
+        for _ in range(MOST_CLIENTS):
+            sock = stack.enter_context(socket.create_connection(("127.0.0.1", port), TIMEOUT))
+            sock.sendall(b"GET /readyz HTTP/1.1\r\n\r\n")
+        until(lambda: threading.active_count() == before + MOST_CLIENTS)
+        with socket.create_connection(("127.0.0.1", port), TIMEOUT) as late:
+            assert late.recv(1) == b""
+        assert threading.active_count() == before + MOST_CLIENTS
+        is_over.set()
+        until(lambda: threading.active_count() <= before)
+        with Client(port) as client:
+            assert client.get("/livez").status == 200

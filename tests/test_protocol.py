@@ -403,7 +403,10 @@ def challenged_pair() -> ConnectionPair:
 @pytest.mark.parametrize(
     ("entries", "text"),
     [
-        (addition(proof=bytes(32)), "worker does not know the secret"),
+        (
+            addition(proof=bytes(32)),
+            "worker does not know the secret, check its VENTU_WORKER_SECRET",
+        ),
         (addition(bye=True), "expected a proof and nothing else"),
         ({A: b"", B: b""}, "map of 2 entries, expected at most 1"),
     ],

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from flask import Flask
 from pydantic.fields import FieldInfo
 
 from ventu_lite import Config
@@ -15,10 +16,11 @@ from ventu_lite.cli import group
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+FROM_VENTU = (ROOT / "samples" / "from_ventu.md").read_text()
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+def blocks(language: str, page: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
 
 
 def run(code: str) -> dict[str, Any]:
@@ -27,40 +29,53 @@ def run(code: str) -> dict[str, Any]:
     return names
 
 
-def test_the_first_example_is_a_service() -> None:
+def answer_to_curl(number: int, app: Flask) -> str:
+    """Return what a client gets that sends what one of the ``curl`` commands sends."""
+    lines = [line for line in "".join(blocks("sh")).splitlines() if line.startswith("curl")]
+    _, url, _, body = shlex.split(lines[number])
+    return app.test_client().post(url, data=body, content_type="*/*").text
+
+
+def test_the_first_example_answers_as_it_says() -> None:
     app = run(blocks("python")[0])["app"]
-    answer = app.test_client().post("/inference", json={"text": "my cat is very cute"})
-    assert (answer.status_code, answer.json) == (200, {"length": 19})
-
-
-def test_two_services_live_in_one_app() -> None:
-    client = run(blocks("python")[1])["app"].test_client()
-    assert client.post("/one/inference", json="four").json == 4
-    assert client.post("/two/inference", json="four").json == "FOUR"
-
-
-def test_a_route_of_its_own_asks_the_model() -> None:
-    client = run(blocks("python")[2])["app"].test_client()
-    assert client.get("/shout/hello").text == "HELLO!"
-
-
-def test_every_python_block_is_tried() -> None:
-    assert len(blocks("python")) == 3
+    assert answer_to_curl(0, app) == blocks("json")[0].strip()
 
 
 def test_the_sample_answers_as_it_says() -> None:
     sample = run_path(str(ROOT / "samples" / "sentiment.py"))
-    (line,) = [line for line in "".join(blocks("sh")).splitlines() if line.startswith("curl")]
-    body = shlex.split(line)[-1]
-    answer = sample["app"].test_client().post("/inference", data=body, content_type="*/*")
-    assert answer.text == blocks("json")[0].strip()
+    answer = blocks("json")[1].strip()
+    assert answer_to_curl(1, sample["app"]) == answer
+    assert f"`{answer}`" in (ROOT / "samples" / "README.md").read_text()
 
 
-def test_every_command_exists() -> None:
-    commands = set(re.findall(r"python -m ventu_lite(?: --app \S+)? ([a-z]+)", README))
-    assert commands == {"serve", "batching", "worker", "check"}
-    for command in commands:
-        assert CliRunner().invoke(group, [command, "--help"]).exit_code == 0
+def test_a_route_of_its_own_asks_the_model() -> None:
+    client = run(blocks("python")[1])["app"].test_client()
+    assert client.get("/shout/hello").text == "HELLO!"
+
+
+def test_two_services_live_in_one_app() -> None:
+    client = run(blocks("python")[2])["app"].test_client()
+    assert client.post("/one/inference", json="four").json == 4
+    assert client.post("/two/inference", json="four").json == "FOUR"
+
+
+def test_the_answer_of_an_example_is_compared() -> None:
+    code = blocks("python")[3]
+    health = run(code)["service"].health_check().as_dict()
+    assert health["inference"] == "OK"
+    wrong = run(code.replace('("four", 4)', '("four", 5)'))["service"].health_check().as_dict()
+    assert wrong["inference"] == "Error"
+
+
+def test_every_python_block_is_tried() -> None:
+    assert len(blocks("python")) == 4
+
+
+def test_a_file_that_came_from_ventu_answers() -> None:
+    (code,) = blocks("python", FROM_VENTU)
+    service = run(code)["service"]
+    assert service.predict({"num": 5}).square == 25
+    assert service.health_check(batch=True).as_dict() == {"service": "OK", "inference": "OK"}
 
 
 PAGES = sorted(
@@ -68,6 +83,20 @@ PAGES = sorted(
     for path in [ROOT / "README.md", *ROOT.glob("samples/**/*.md"), *ROOT.glob("tests/**/*.md")]
     if ".hypothesis" not in path.parts
 )
+
+
+def test_the_readme_names_every_command() -> None:
+    assert commands_in(ROOT / "README.md") == set(group.commands)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_command_exists(page: Path) -> None:
+    for command in commands_in(page):
+        assert CliRunner().invoke(group, [command, "--help"]).exit_code == 0, command
+
+
+def commands_in(page: Path) -> set[str]:
+    return set(re.findall(r"python -m ventu_lite(?: --app \S+)? ([a-z]+)", page.read_text()))
 
 
 def anchors(page: Path) -> set[str]:

@@ -13,7 +13,7 @@ from programs import run_file
 from prometheus_client import REGISTRY
 
 from ventu_lite import Example, InvalidPayload, JobExpired, NotReady, Service, VentuError
-from ventu_lite.health import HEALTH_CACHE
+from ventu_lite.health import HEALTH_CACHE, Health
 from ventu_lite.outcomes import Rejected
 from ventu_lite.runtime import Reply, Runtime
 
@@ -591,6 +591,47 @@ def test_health_says_that_the_model_is_busy() -> None:
     with Busy(timeout=0.02) as busy:
         health = busy.service.health_check()
         assert health.detail == "example 0: the model was busy for 0.02 s"
+
+
+def stuck(service: Service, clock: Clock, seconds: float) -> tuple[Runtime, str, Health]:
+    """Return what is said while the batch function has been called for so many seconds."""
+    runtime = Runtime(service, clock=clock)
+    runtime.startup.run()
+    with runtime._turns:
+        clock.now += seconds
+        return runtime, runtime.why_not_ready(), runtime.health()
+
+
+def test_who_waits_behind_a_call_longer_than_a_request_lasts_is_not_ready(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    service = make_batch_service(timeout=30.0)
+    runtime, why_not, health = stuck(service, Clock(), 41.0)
+    assert why_not == health.detail == "a call of the batch function has lasted 41.0 s"
+    assert not health.is_ok
+    assert [record.getMessage() for record in caplog.records] == [
+        f"not ready: {why_not}; should it never end, restart this process"
+    ]
+    assert runtime.why_not_ready() == ""
+    assert runtime.health().is_ok
+
+
+def test_a_call_whose_requests_may_still_be_answered_blocks_no_readiness() -> None:
+    clock = Clock()
+    runtime = Runtime(make_batch_service(timeout=30.0), clock=clock)
+    runtime.startup.run()
+    with runtime._turns:
+        clock.now += 30
+        assert runtime.why_not_ready() == ""
+
+
+def test_who_calls_a_function_of_one_item_waits_for_no_batch_function() -> None:
+    """A route of the user's own may call ``predict_batch`` with all the time in the world."""
+    service = make_service(timeout=30.0)
+    service.add_stage("infer", doubled, batch=True)
+    _, why_not, health = stuck(service, Clock(), 41.0)
+    assert why_not == ""
+    assert health.is_ok
 
 
 # ---------------------------------------------------------------------------- processes

@@ -147,6 +147,15 @@ class TestOCR:
         assert second.startswith("b.jpg: World  (")
         assert done.stderr == "c.png: 422: this is no PNG or JPEG that can be read\n"
 
+    def test_the_client_without_arguments_posts_the_picture_beside_it(self, ocr: Server) -> None:
+        client = [sys.executable, str(SAMPLES / "ocr_client.py")]
+        client += ["--url", f"http://127.0.0.1:{ocr.port}"]
+        done = subprocess.run(
+            client, env=environment(), capture_output=True, text=True, timeout=TIMEOUT
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.startswith("line.png: A line of text  (")
+
     def test_its_own_picture(self, ocr: Server) -> None:
         """It warms the model up, and anybody can post it."""
         answer = ocr.infer(
@@ -187,7 +196,7 @@ def test_distilbert_without_the_hub_says_what_to_do(tmp_path: Path) -> None:
     done = command("--app", SAMPLES / "distilbert.py", "check", env=env)
     assert done.returncode == CRASHED, done.stderr
     (line,) = [line for line in done.stderr.splitlines() if "the service cannot be checked" in line]
-    assert "MODEL=DIRECTORY names what save_pretrained wrote" in line
+    assert "MODEL=DIRECTORY names what save_pretrained wrote; see samples/README.md" in line
     assert "site-packages" not in done.stderr
 
 
@@ -224,6 +233,7 @@ def test_two_models_in_one_app() -> None:
         answer = client.ask(
             "POST", "/language/inference", b'{"text": "le chat est sur la table"}', headers
         )
+        assert f"`{answer.body.decode().strip()}`" in (SAMPLES / "README.md").read_text()
         assert json.loads(answer.body) == {"language": "fr", "share": pytest.approx(4 / 6)}
         answer = client.ask("POST", "/length/inference", b'"four"', headers)
         assert json.loads(answer.body) == 4
@@ -247,3 +257,16 @@ def test_one_of_two_models_under_serve() -> None:
         body, headers = b'{"text": "the cat is on the mat"}', {"Content-Type": "application/json"}
         answer = client.ask("POST", "/language/inference", body, headers)
         assert json.loads(answer.body)["language"] == "en"
+
+
+def test_the_probe_that_is_used_wrongly_says_how() -> None:
+    for words in ([], ["8000"], ["port", "/readyz"]):
+        done = subprocess.run(
+            [sys.executable, str(SAMPLES / "deploy" / "probe.py"), *words],
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+        )
+        assert done.returncode == 1
+        assert done.stderr.startswith("usage: python probe.py PORT PATH, such as: ")

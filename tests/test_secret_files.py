@@ -47,7 +47,8 @@ def value_of(setting: str) -> str | None:
         pytest.param(f"{SECRET}\n", SECRET, id="a line"),
         pytest.param(f"{SECRET}\r\n", SECRET, id="a line of Windows"),
         pytest.param(f"{SECRET}\n\n", SECRET, id="an empty line after it"),
-        pytest.param(f" {SECRET} ", f" {SECRET} ", id="spaces belong to it"),
+        pytest.param(f" \t{SECRET}\u00a0\n", SECRET, id="white space around it"),
+        pytest.param("in two words", "in two words", id="blanks inside"),
         pytest.param(f"\ufeff{SECRET}\r\n", SECRET, id="the mark of an editor before it"),
         pytest.param("é" * 2048, "é" * 2048, id="as long as it may be"),
     ],
@@ -117,10 +118,10 @@ def test_an_empty_name_is_no_open_door(monkeypatch: pytest.MonkeyPatch, value: s
             b" \t\r\n ", "is empty: write the secret into it, or remove", id="white space"
         ),
         pytest.param(b"\xef\xbb\xbf\n", "is empty: write the secret into it, or", id="only a mark"),
-        pytest.param(
-            b"one\ntwo", "is no single line of text: is it the right file", id="two lines"
-        ),
-        pytest.param(b"a\0b\0c\0", "is no single line of text: is it the right file", id="UTF-16"),
+        pytest.param(b"one\ntwo", "holds more than one line, .*: is it the right", id="two lines"),
+        pytest.param(b"a\0b\0c\0", "holds .* a character that cannot be seen", id="UTF-16"),
+        pytest.param(b"a\tb", "holds .* a character that cannot be seen", id="a tabulator"),
+        pytest.param("a\u200b".encode(), "holds .* that cannot be seen", id="a hidden character"),
         pytest.param(
             b"x" * 70_000, "holds more than 4096 bytes: is it the right", id="over 64 KiB"
         ),

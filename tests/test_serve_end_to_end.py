@@ -185,8 +185,28 @@ def test_workers_take_up_a_batching_service_that_comes_back(directory: Path) -> 
                         server.process.wait()
                     else:
                         assert server.process.stop() == 0
-                process.wait_for("lost unix:batching.socket", count=count)
+                process.wait_for(f"lost unix:{directory}/batching.socket", count=count)
             assert process.stop() == 0
+
+
+def test_while_the_workers_load_it_is_told_so(directory: Path) -> None:
+    """By readiness and health as well as in the log; it is another thing than to have no worker."""
+    (directory / "wait_in_setup").touch()
+    with serve("app", "--workers=2", "--timeout=40", cwd=directory) as server:
+        start = r"starting 2 worker\(s\) of 'odd', requests wait until one is ready"
+        server.process.wait_for(start)
+        why = "no worker is ready yet, still loading: worker 1, worker 2"
+        until(lambda: json.loads(server.get("/readyz").body).get("detail") == why)
+        readiness, health = server.get("/readyz"), server.get("/health")
+        assert (readiness.status, health.status) == (503, 503)
+        assert json.loads(health.body)["detail"] == why
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(server.infer, b'"x"')
+            until(lambda: samples(server)["ventu_queue_jobs"] == 1)
+            (directory / "wait_in_setup").unlink()
+            server.process.wait_for("is ready after", count=2)
+            assert waiting.result(TIMEOUT).body == b'"X"'
+        assert server.get("/readyz").status == 200
 
 
 # -------------------------------------------------------------------------- what may die

@@ -8,12 +8,15 @@ import signal
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from processes import TIMEOUT, short_directory
+from waiting import turn_until
 
 from ventu_lite.batching.http import run
+from ventu_lite.child import how
 from ventu_lite.supervisor import Supervisor, next_delay
 
 # Appends a line to the file "log" and waits for its end; SIGTERM is answered unless "deaf" exists.
@@ -289,6 +292,82 @@ def test_what_a_worker_has_left_is_cleared_away_in_a_thread_before_the_next_star
     main(test)
 
 
+def test_a_worker_is_started_again_although_all_threads_of_the_loop_are_busy(
+    directory: Path,
+) -> None:
+    """They read the metrics, for anybody who asks."""
+    is_over = threading.Event()
+
+    async def test() -> None:
+        loop = asyncio.get_running_loop()
+        with ThreadPoolExecutor(1) as pool:
+            loop.set_default_executor(pool)
+            loop.run_in_executor(None, is_over.wait, TIMEOUT)
+            supervisor = make()
+            supervisor.start()
+            ((pid, _),) = await started(1)
+            supervisor.kill(pid)
+            await started(2)
+            is_over.set()
+            await supervisor.stop()
+
+    main(test)
+
+
+def test_a_worker_that_loads_for_long_is_told_of_now_and_then(
+    directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+
+    async def test() -> None:
+        supervisor = make(2, first_reminder=0.01)
+        assert supervisor.loading == []
+        supervisor.start()
+        (one, _), (other, _) = await started(2)
+        assert supervisor.loading == [1, 2]
+        await turn_until(lambda: len(still_loading(caplog)) >= 6)
+        supervisor.worker_is_ready(one)
+        supervisor.worker_is_ready(other)
+        assert supervisor.loading == []
+        told = len(still_loading(caplog))
+        supervisor.kill(one)
+        await turn_until(lambda: len(still_loading(caplog)) > told)  # the next one in its place
+        assert len(supervisor.loading) == 1
+        await supervisor.stop()
+
+    main(test)
+    told = still_loading(caplog)
+    assert {number for number, _, _ in told} == {"1", "2"}
+    assert len({pid for _, pid, _ in told}) == 3
+
+
+def still_loading(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str, str]]:
+    said = r"worker (\d), process (\d+), is still loading after (\d+) s"
+    return [found for one in caplog.messages for found in re.findall(said, one)]
+
+
+def test_what_cannot_be_cleared_away_does_not_hold_up_the_end(
+    directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    is_over = threading.Event()
+
+    async def test() -> None:
+        supervisor = make(
+            on_end=lambda pid, was_ready: is_over.wait(TIMEOUT) and None, patience=0.1
+        )
+        supervisor.start()
+        await started(1)
+        await supervisor.stop()
+        assert not is_over.is_set()
+        is_over.set()
+
+    main(test)
+    assert caplog.messages == [
+        "1 worker(s) did not end in time and are killed",
+        "1 worker(s) are not gone after SIGKILL; not waiting for them",
+    ]
+
+
 def test_a_worker_that_does_not_end_is_killed(
     directory: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -350,6 +429,4 @@ def test_what_was_never_started_is_stopped_at_once() -> None:
     ],
 )
 def test_how_a_process_has_ended_is_told(code: int, said: str) -> None:
-    from ventu_lite.supervisor import _how
-
-    assert _how(code) == said
+    assert how(code) == said

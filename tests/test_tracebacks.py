@@ -197,5 +197,7 @@ def test_what_is_told_in_one_line_is_not_told_again_below_it() -> None:
     caused = VentuError("warm-up failed")
     caused.__cause__ = theirs
     assert traceback_for(caused, log) is caused
+    caused.__cause__ = alone
+    assert traceback_for(caused, log) is None
     log.setLevel("DEBUG")
     assert traceback_for(alone, log) is alone

@@ -66,6 +66,35 @@ def test_who_would_wait_for_himself_is_told() -> None:
     assert turns.acquire(0)
 
 
+def test_who_asks_for_what_waits_for_his_turn_is_told() -> None:
+    turns = Turns()
+    turns.refuse_holder()
+    with turns:
+        with pytest.raises(VentuError, match="must not ask its own service"):
+            turns.refuse_holder()
+        with ThreadPoolExecutor(1) as pool:  # another thread may wait
+            pool.submit(turns.refuse_holder).result(PATIENCE)
+
+
+def test_a_turn_knows_how_long_it_has_lasted() -> None:
+    """From the moment at which it came, not from that at which somebody began to wait for it."""
+    now = 100.0
+    turns = Turns(lambda: now)
+    assert turns.seconds() == 0
+    with ThreadPoolExecutor(1) as pool:
+        with turns:
+            now += 41
+            assert turns.seconds() == 41
+            waiting = pool.submit(turns.acquire)
+            wait_for(turns, 1)
+        assert waiting.result(PATIENCE)
+        assert turns.seconds() == 0
+        now += 3
+        assert turns.seconds() == 3
+        pool.submit(turns.release).result(PATIENCE)
+    assert turns.seconds() == 0
+
+
 def interrupt_main() -> None:
     ident = threading.main_thread().ident
     assert ident is not None

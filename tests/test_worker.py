@@ -1,6 +1,7 @@
 """The worker's shell, against real sockets."""
 
 import contextlib
+import errno
 import logging
 import os
 import queue
@@ -9,6 +10,7 @@ import signal
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import msgpack
@@ -27,9 +29,11 @@ from ventu_lite.protocol import (
     Results,
     State,
 )
-from ventu_lite.worker import Worker, connect_tcp, connect_unix, stop_on_signals
+from ventu_lite.retries import LONGEST_DELAY
+from ventu_lite.worker import Worker, _when, connect_tcp, connect_unix, stop_on_signals
 
 A, B = "a" * 36, "b" * 36
+SOON = "trying again in 0.1 s, then at least every 5 s"
 
 
 def shout(batch: Batch) -> Results:
@@ -73,6 +77,7 @@ def make_worker(
     secret: str | None = None,
     max_message: int = MAX_MESSAGE,
     on_connected: Callable[[bool], None] = lambda connected: None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Worker:
     return Worker(
         answer,
@@ -81,6 +86,7 @@ def make_worker(
         max_message=max_message,
         secret=secret,
         on_connected=on_connected,
+        clock=clock,
     )
 
 
@@ -308,9 +314,7 @@ def test_a_lost_connection_is_taken_up_again(caplog: pytest.LogCaptureFixture) -
             assert peer.submit([b"y"]) == [(200, b"Y")]
         assert peer.connections == 2
     assert seen == [True, False, True, False]
-    assert warnings_of(caplog) == [
-        "lost the peer: closed by the batching service; trying again in 0.1 s"
-    ]
+    assert warnings_of(caplog) == [f"lost the peer: closed by the batching service; {SOON}"]
 
 
 def test_the_worker_waits_for_its_batching_service(
@@ -326,9 +330,32 @@ def test_the_worker_waits_for_its_batching_service(
 
     with running(make_worker(connect), peer.close):
         assert peer.accept().receive() == Ready()
+    assert warnings_of(caplog) == [f"cannot connect to the peer: nobody there; {SOON}"]
+
+
+def test_a_batching_service_that_is_nowhere_is_told_of_now_and_then(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Who watches sees that the worker goes on; in the words of the system, without its number."""
+    now = -5.0
+
+    def connect() -> socket.socket:
+        nonlocal now
+        now += 5.0
+        if now > 10.0:
+            worker.stop()
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "s")
+
+    worker = make_worker(connect, clock=lambda: now)
+    worker.run()
+    problem = "cannot connect to the peer: No such file or directory; trying again"
     assert warnings_of(caplog) == [
-        "cannot connect to the peer: nobody there; trying again in 0.1 s"
+        f"{problem} in {delay} s, then at least every 5 s" for delay in (0.1, 0.4)
     ]
+
+
+def test_at_the_longest_delay_there_is_only_that_one() -> None:
+    assert _when(LONGEST_DELAY) == "every 5 s"
 
 
 def test_a_peer_that_closes_at_once_is_not_hammered(
@@ -342,9 +369,7 @@ def test_a_peer_that_closes_at_once_is_not_hammered(
         peer.accept()
     delays = re.findall(r"trying again in (\S+) s", caplog.text)
     assert delays[:3] == ["0.1", "0.2", "0.4"]
-    assert warnings_of(caplog) == [
-        "lost the peer: closed by the batching service; trying again in 0.1 s"
-    ]
+    assert warnings_of(caplog) == [f"lost the peer: closed by the batching service; {SOON}"]
     assert caplog.text.count("connected to the peer") == 1
 
 
@@ -361,7 +386,7 @@ def test_a_problem_that_comes_back_is_told_again(
         line.receive()
         line.sock.close()
         peer.accept()
-    problem = "lost the peer: closed by the batching service; trying again in 0.1 s"
+    problem = f"lost the peer: closed by the batching service; {SOON}"
     connected = "connected to the peer"
     assert [record.getMessage() for record in caplog.records][:5] == [
         *(connected, problem),
@@ -394,7 +419,7 @@ def test_delays_start_again_after_a_batch(peer: Peer, caplog: pytest.LogCaptureF
         line.sock.close()
         peer.accept()
     delays = [message.rpartition("; ")[2] for message in warnings_of(caplog)]
-    assert delays == ["trying again in 0.1 s", "trying again in 0.1 s"]
+    assert delays == [SOON, SOON]
 
 
 def test_a_fault_of_the_peer_costs_one_connection(
@@ -406,9 +431,7 @@ def test_a_fault_of_the_peer_costs_one_connection(
         line.sock.sendall(b"\xff\xff\xff\xff")
         assert line.receive() == Closed()
         assert peer.accept().receive() == Ready()
-    assert warnings_of(caplog) == [
-        "lost the peer: frame of -1 bytes, expected at least 0; trying again in 0.1 s"
-    ]
+    assert warnings_of(caplog) == [f"lost the peer: frame of -1 bytes, expected at least 0; {SOON}"]
 
 
 @pytest.mark.usefixtures("no_patience")
@@ -422,7 +445,7 @@ def test_half_a_message_is_not_waited_for_without_end(
         assert line.receive() == Closed()
         assert peer.accept().receive() == Ready()
     assert warnings_of(caplog) == [
-        "lost the peer: half a message, then nothing for 0.05 s; trying again in 0.1 s"
+        f"lost the peer: half a message, then nothing for 0.05 s; {SOON}"
     ]
 
 
@@ -435,7 +458,7 @@ def test_a_peer_that_does_not_read_is_lost(peer: Peer, caplog: pytest.LogCapture
         line.receive()
         line.send(a=b"")
         peer.accept()
-    assert warnings_of(caplog) == ["lost the peer: timed out; trying again in 0.1 s"]
+    assert warnings_of(caplog) == [f"lost the peer: timed out; {SOON}"]
 
 
 @pytest.mark.parametrize(
@@ -461,7 +484,7 @@ def test_who_does_not_know_the_secret_is_told_once_and_never_counts_as_connected
             for _ in range(4):
                 assert tries.acquire(timeout=30)
     assert not seen
-    assert warnings_of(caplog) == [f"lost the peer: {said}; trying again in 0.1 s"]
+    assert warnings_of(caplog) == [f"lost the peer: {said}; {SOON}"]
 
 
 # Stopping

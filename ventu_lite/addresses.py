@@ -38,7 +38,8 @@ class UnixAddress:
             )
 
     def __str__(self) -> str:
-        return f"unix:{self.path}"
+        """Return where that is, seen from anywhere."""
+        return f"unix:{os.path.abspath(self.path)}"
 
 
 @dataclass(frozen=True, slots=True)

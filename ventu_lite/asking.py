@@ -4,10 +4,9 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any, Final
 
-from pydantic import BaseModel
-from pydantic_core import from_json, to_json
+from pydantic_core import from_json
 
-from .codecs import pack, plain, sniff, unpack
+from .codecs import encode_request, sniff, unpack
 from .config import Codec, CodecSetting
 from .errors import PayloadError, Unavailable
 from .outcomes import UNEXPECTED, InferenceFailed, Rejected
@@ -43,13 +42,11 @@ def payload_of(value: Any, schema: Schema, setting: CodecSetting) -> bytes:
         Exception: The value does not fit the schema, or no codec can say it.
     """
     schema.parse_value(value)
-    if isinstance(value, BaseModel):
-        value = value.model_dump(by_alias=True, round_trip=True)
     if setting != "json":
-        payload = pack(value)
+        payload = encode_request(value, "msgpack")
         if setting == "msgpack" or sniff(payload) == "msgpack":  # the worker goes by the first byte
             return payload
-    return to_json(value, fallback=plain)
+    return encode_request(value, "json")
 
 
 def response_of(status: int, said: bytes | str, codec: Codec, schema: Schema) -> Any:

@@ -1,4 +1,4 @@
-"""``check``: does a service keep the contract of its stages, and what does batching bring it?
+"""``check``: does everybody get his own answer, and what does batching bring?
 
 The examples run alone and in batches, with and without a bad item among them. An item's answer
 must not depend on its company, its place, or a neighbour's failure.
@@ -6,7 +6,6 @@ must not depend on its company, its place, or a neighbour's failure.
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import cycle, islice
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final
@@ -16,63 +15,17 @@ from .errors import ConfigError
 from .examples import Probe, difference_of
 from .outcomes import Rejected
 from .pipeline import Outcome
+from .report import Report, Timing, remarks_on
+from .schema_examples import unread_extra_in
 from .tracebacks import in_one_line
 
 if TYPE_CHECKING:
     from .runtime import Runtime
     from .service import Service
 
-# Neither codec can read these; the contract is that nobody else notices.
+# Neither codec can read these, and nobody else may notice.
 _BAD: Final[dict[Codec, bytes]] = {"json": b'{"unfinished', "msgpack": b"\xc1"}
 _ROUNDS: Final = 3  # the best of so many is what the model can do, the rest is the machine's noise
-# Beyond this share of the best throughput a larger batch only makes clients wait longer.
-_ENOUGH: Final = 0.9
-
-
-@dataclass(frozen=True)
-class Timing:
-    """How long one batch took.
-
-    Attributes:
-        size: Items in it.
-        seconds: The best of some runs, all stages.
-    """
-
-    size: int
-    seconds: float
-
-    @property
-    def per_second(self) -> float:
-        """Items per second of one worker that always has such a batch."""
-        return self.size / self.seconds if self.seconds else float("inf")
-
-
-@dataclass(frozen=True)
-class Report:
-    """What was found.
-
-    Attributes:
-        complaints: How the contract is broken; empty if it is kept.
-        remarks: What could not be checked, and advice.
-        timings: One for each batch size, smallest first.
-    """
-
-    complaints: list[str]
-    remarks: list[str]
-    timings: list[Timing]
-
-    def lines(self) -> Iterator[str]:
-        """Yield the report as text."""
-        yield f"{'batch size':>10}  {'ms/batch':>10}  {'ms/item':>10}  {'items/s':>10}"
-        for timing in self.timings:
-            each = timing.seconds * 1e3
-            yield (
-                f"{timing.size:>10}  {each:>10.3f}  {each / timing.size:>10.3f}"
-                f"  {timing.per_second:>10.0f}"
-            )
-        yield from (f"BROKEN: {complaint}" for complaint in self.complaints)
-        yield from (f"note: {remark}" for remark in self.remarks)
-        yield "the contract is broken" if self.complaints else "the contract is kept"
 
 
 def check(service: "Service", *, clock: Callable[[], float] = time.perf_counter) -> Report:
@@ -84,23 +37,30 @@ def check(service: "Service", *, clock: Callable[[], float] = time.perf_counter)
     """
     composition = service.compose()
     runtime = service.runtime
+    old_name = unread_extra_in(composition.request, composition.response)
     too_large = _TooLarge()
     runtime.use_batch_function(too_large)
     runtime.startup.run()
     if not composition.probes:
-        raise ConfigError(
-            f"service {service.name!r} gets through its set-up, but nothing was asked: it has no"
-            " example. Give it one or, better, two requests that differ:"
-            f" Service({service.name!r}, examples=[...])"
-        )
+        raise ConfigError(_without_example(service.name, old_name))
     examiner = _Examiner(runtime, composition.probes)
     sizes = _sizes(composition.max_batch_size)
     complaints = examiner.complaints(sorted({1, 2, composition.max_batch_size}))
     timings = [examiner.time(size, clock) for size in sizes]
     complaints += too_large.complaints()
     is_batch = runtime.pipeline.mode == "batch"
-    remarks = _remarks(composition.probes, timings, is_batch, service.config.timeout)
-    return Report(complaints, remarks, timings)
+    remarks = remarks_on(
+        composition.probes, timings, is_batch=is_batch, timeout=service.config.timeout
+    )
+    return Report(complaints, [old_name, *remarks] if old_name else remarks, timings)
+
+
+def _without_example(service: str, old_name: str) -> str:
+    fix = "give it one or, better, two requests that differ:"
+    return (
+        f"service {service!r} gets through its set-up, but nothing was asked: it has no example;"
+        f" {old_name or f'{fix} Service({service!r}, examples=[...])'}"
+    )
 
 
 def _sizes(most: int) -> list[int]:
@@ -142,7 +102,7 @@ class _Examiner:
     def complaints(self, sizes: Sequence[int]) -> list[str]:
         """Return how answers differ from those of the examples alone, and from the expected."""
         found = [
-            f"example {number}: another answer than expected: {found.told('expected')}"
+            f"example {number}: answered {found.describe('expected')}"
             for number, (probe, outcome) in enumerate(
                 zip(self._probes, self._alone, strict=True), 1
             )
@@ -167,28 +127,29 @@ class _Examiner:
         payloads = [probe.payload for probe in self._cycled(self._probes, size)]
         if bad_at is not None:
             payloads[bad_at] = _BAD[self._codec]
-        company = f"in a batch of {size}" + (" with a bad item" if bad_at is not None else "")
+        company = f"in a batch of {size}" + (" beside a bad item" if bad_at is not None else "")
         outcomes = self._run(payloads)
         if len(outcomes) != size:
             yield f"{company}: {len(outcomes)} answers"
             return
-        expected = self._cycled(self._alone, size)
-        for place, (outcome, alone) in enumerate(zip(outcomes, expected, strict=True)):
+        expected = self._cycled([*enumerate(self._alone, 1)], size)
+        for place, (outcome, (number, alone)) in enumerate(zip(outcomes, expected, strict=True)):
             if place == bad_at:
                 if not (isinstance(outcome, Rejected) and outcome.status == 400):
-                    yield f"{company}: the bad item at place {place} was not rejected with 400"
+                    yield f"{company}: the bad item was not refused with 400"
             elif difference := self._difference(outcome, alone):
-                yield f"{company}, place {place}: {difference}"
+                yield f"example {number} {company}: {difference}"
 
     def _difference(self, outcome: Outcome, alone: Outcome) -> str:
         if isinstance(outcome, Rejected) and isinstance(alone, Rejected):
-            return "" if outcome.status == alone.status else f"status {outcome.status}"
+            same = outcome.status == alone.status
+            return "" if same else f"status {outcome.status}, alone status {alone.status}"
         if isinstance(outcome, Rejected):
             return f"status {outcome.status}, alone it is answered ({outcome.exc!r:.200})"
         if isinstance(alone, Rejected):
-            return f"answered, alone it is rejected with {alone.status}"
+            return f"answered, alone it gets status {alone.status}"
         found = difference_of(alone, outcome, self._codec)
-        return f"another answer than alone: {found.told('alone')}" if found else ""
+        return f"answered {found.describe('alone')}" if found else ""
 
     def _run(self, payloads: Sequence[bytes]) -> list[Outcome]:
         return self._runtime.run(payloads).outcomes
@@ -204,34 +165,3 @@ def _summed_up(complaints: Iterable[str]) -> list[str]:
     if not first:
         return []
     return [f"{first} (and {len(others)} more in that batch)" if others else first]
-
-
-def _remarks(
-    probes: Sequence[Probe], timings: Sequence[Timing], is_batch: bool, timeout: float
-) -> list[str]:
-    remarks = []
-    if len({probe.payload for probe in probes}) < 2:
-        remarks.append("with one example the order of answers cannot be checked; give two")
-    largest = timings[-1]
-    if largest.seconds > timeout:
-        remarks.append(
-            f"a batch of {largest.size} takes {largest.seconds:.3g} s, longer than the timeout of"
-            f" {timeout:g} s; raise timeout or lower max_batch_size"
-        )
-    if is_batch:
-        remarks.append(_advice(timings))
-    return remarks
-
-
-def _advice(timings: Sequence[Timing]) -> str:
-    best = max(timing.per_second for timing in timings)
-    gain = best / timings[0].per_second
-    enough = next(t for t in timings if t.per_second >= _ENOUGH * best)
-    if gain < 1.2:
-        return f"batching gains only {gain:.2f} ×: a plain @service.infer would do as well"
-    if enough is timings[-1]:
-        return f"batching gains {gain:.1f} ×, and more with each size that was tried"
-    return (
-        f"batching gains {gain:.1f} ×, and a batch of {enough.size} reaches {_ENOUGH:.0%} of it:"
-        f" max_batch_size={enough.size} keeps answers quick"
-    )

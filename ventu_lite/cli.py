@@ -224,9 +224,9 @@ def check(
     log_level: LogLevel | None,
     log_format: LogFormat | None,
 ) -> None:
-    """Check that a service keeps the contract of its stages, and what batching brings it.
+    """Run the examples alone and in batches, compare the answers, and measure batches.
 
-    Exit code 1 means that it does not: an answer depends on its company, for example.
+    Exit code 1 means that an answer is wrong, or depends on what is asked beside it.
 
     \b
     Examples:

@@ -28,7 +28,8 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import msgpack
-from pydantic_core import to_jsonable_python
+from pydantic import BaseModel
+from pydantic_core import to_json, to_jsonable_python
 
 from .config import Codec
 from .errors import MalformedPayload, PayloadTooLarge
@@ -113,6 +114,23 @@ def pack(value: Any) -> bytes:
         TypeError, ValueError, OverflowError: It holds something that msgpack cannot say.
     """
     return msgpack.packb(value, default=plain)
+
+
+def encode_request(value: Any, codec: Codec) -> bytes:
+    """Return the bytes in which a client would send a value.
+
+    Raises:
+        Exception: The codec cannot say it.
+    """
+    value = dumped(value)
+    return to_json(value, fallback=plain) if codec == "json" else pack(value)
+
+
+def dumped(value: Any) -> Any:
+    """Return an instance of a model as a client would write it, anything else as it is."""
+    if isinstance(value, BaseModel):
+        return value.model_dump(by_alias=True, round_trip=True)
+    return value
 
 
 def plain(value: Any) -> Any:

@@ -9,6 +9,7 @@ from .config import Codec, Config
 from .errors import RegistrationError
 from .examples import Probe, find_examples
 from .functions import where_from
+from .handovers import refuse_mixed_up
 from .isolation import BatchInfer, OnBlameless, SingleInfer
 from .pipeline import Mode, Pipeline
 from .schema_examples import batch_size_in
@@ -126,8 +127,8 @@ def compose(
         warmup_batch_size: See ``Service``.
 
     Raises:
-        RegistrationError: There is no ``infer``, a schema is unknown, or an example does not fit.
-            The message shows the fix.
+        RegistrationError: There is no ``infer``, a schema is unknown, a stage is annotated with a
+            list of what it gets, or an example does not fit. The message shows the fix.
     """
     if stages.keys().isdisjoint(("infer", "batch infer")):
         raise RegistrationError(
@@ -139,6 +140,7 @@ def compose(
         _annotation("request", request, stages, config.name), max_body=int(config.max_body)
     )
     responses = Schema(_annotation("response", response, stages, config.name))
+    refuse_mixed_up(stages, requests.annotation)
     codecs: list[Codec] = ["json", "msgpack"] if config.codec == "auto" else [config.codec]
     probes = find_examples(examples, requests, responses, codecs)
     most = largest_batch(stages, config)

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Final, Literal
 
 from dotenv import dotenv_values
-from pydantic import BeforeValidator, ByteSize, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, SecretStr, ValidationError
+from pydantic_core import PydanticCustomError
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -20,7 +21,7 @@ from pydantic_settings import (
 )
 
 from .errors import ConfigError, RegistrationError
-from .secret_files import SUFFIX, read_secrets
+from .secret_files import NOT_ONE_LINE, SUFFIX, read_secrets
 
 PREFIX = "VENTU_"
 
@@ -46,6 +47,19 @@ _LINK: Final = re.compile("(tcp|udp|sctp)://")
 
 def _lower(value: object) -> object:
     return value.lower() if isinstance(value, str) else value
+
+
+def _usable(secret: SecretStr) -> SecretStr:
+    """Return a secret without the white space around it."""
+    text = secret.get_secret_value().strip()
+    if not text:
+        raise PydanticCustomError("secret", "the secret is empty")
+    if not text.isprintable():
+        raise PydanticCustomError("secret", f"the secret {NOT_ONE_LINE}")
+    return SecretStr(text)
+
+
+Secret = Annotated[SecretStr, AfterValidator(_usable)]
 
 
 class Config(BaseSettings):
@@ -89,8 +103,8 @@ class Config(BaseSettings):
     max_message: Annotated[ByteSize, Field(ge=1024, lt=2**31)] = ByteSize(256 * 1024**2)
     max_held: Size = ByteSize(1024**3)
     max_connections: int = Field(10_000, ge=1)
-    api_key: SecretStr | None = Field(None, min_length=1)
-    worker_secret: SecretStr | None = Field(None, min_length=1)
+    api_key: Secret | None = None
+    worker_secret: Secret | None = None
     log_level: Annotated[LogLevel, BeforeValidator(_lower)] = "info"
     log_format: Annotated[LogFormat, BeforeValidator(_lower)] = "text"
 

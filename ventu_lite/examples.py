@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgpack
-from pydantic import BaseModel
-from pydantic_core import from_json, to_json, to_jsonable_python
+from pydantic_core import from_json, to_jsonable_python
 
 from .annotations import MISSING
-from .codecs import pack, plain
+from .codecs import dumped, encode_request, plain
 from .config import Codec
 from .errors import InvalidPayload, RegistrationError
 from .schema_examples import answer_in, requests_in
@@ -74,7 +73,7 @@ class Difference:
     got: Any
     place: str = ""
 
-    def told(self, expected: str) -> str:
+    def describe(self, expected: str) -> str:
         """Say both, shortened; ``expected`` is what the first is called."""
         at = f" at {self.place}" if self.place else ""
         return f"{_short(self.got)}{at}, {expected} {_short(self.expected)}"
@@ -117,7 +116,7 @@ def _of_schema(request: Schema, response: Schema, codecs: Sequence[Codec]) -> li
 def _probe(example: Example, request: Schema, response: Schema, codecs: Sequence[Codec]) -> Probe:
     payload, codec = _payload(example.request, request, codecs)
     try:
-        document = to_jsonable_python(_dumped(example.request), fallback=plain)
+        document = to_jsonable_python(dumped(example.request), fallback=plain)
     except Exception:  # only the document suffers, which does without
         document = None
     return Probe(payload, codec, document, _expected(example, response, codec))
@@ -128,8 +127,7 @@ def _payload(value: Any, schema: Schema, codecs: Sequence[Codec]) -> tuple[bytes
     failures = []
     for codec in codecs:
         try:
-            dumped = _dumped(value)
-            payload = to_json(dumped, fallback=plain) if codec == "json" else pack(dumped)
+            payload = encode_request(value, codec)
             schema.parse(payload, codec)
         except Exception as exc:  # pydantic, msgpack and the user's own validators
             failures.append(exc)
@@ -146,13 +144,6 @@ def _why(failure: Exception) -> str:
         return f"{type(failure).__name__}: {failure}".rstrip(".")
     places = [(".".join(map(str, error["loc"])), error["msg"]) for error in failure.errors]
     return "; ".join(f"{place}: {text}" if place else text for place, text in places)
-
-
-def _dumped(value: Any) -> Any:
-    """Return an instance of a model as a client would write it."""
-    if isinstance(value, BaseModel):
-        return value.model_dump(by_alias=True, round_trip=True)
-    return value
 
 
 def _expected(example: Example, response: Schema, codec: Codec) -> Any:

@@ -8,7 +8,8 @@ from typing import Final, Literal
 
 from .examples import Probe
 from .outcomes import Rejected
-from .pipeline import Pipeline
+from .pipeline import Mode, Pipeline
+from .retries import Reminders
 from .startup import RUNNING, Startup, reset_after_fork
 from .turns import Turns
 
@@ -74,14 +75,14 @@ class Readiness:
 
 
 class HealthCheck:
-    """The health check of one service in this process; any thread may ask.
+    """The health and the readiness of one service in this process; any thread may ask.
 
     An example waits for a turn at a batch function, behind the call that runs but not behind the
     jobs that are queued.
 
     Args:
         probes: The examples.
-        timeout: Seconds to wait for a busy model before it is called wrong.
+        timeout: Seconds that a request waits at most, and a health check for a busy model.
         startup: The set-up.
         turns: Who may call the batch function.
         clock: Monotonic seconds.
@@ -100,6 +101,7 @@ class HealthCheck:
         self._startup = startup
         self._turns = turns
         self._clock = clock
+        self._reminders = Reminders(clock)
         self._recent: tuple[float, Health] | None = None
         self.reset_locks()
         reset_after_fork(self)
@@ -108,11 +110,31 @@ class HealthCheck:
         """Forget, in a child process, the lock that a thread of its parent may hold."""
         self._lock = threading.Lock()
 
-    def recent(self, pipeline: Pipeline) -> Health:
-        """Return what was found a moment ago, or now; those who ask together share one run."""
+    def why_not_ready(self, mode: Mode) -> str:
+        """Return why no request can be answered now, "" if one can; begin the set-up if need be.
+
+        A call of a batch function that has lasted longer than a request waits keeps all others
+        waiting, too. What is called for one item hangs in the thread of one request alone.
+
+        Args:
+            mode: That of the function to which requests come.
+        """
         if not self._startup.is_ready:
             self._startup.begin()
-            return Health("Error", detail=self._startup.why_not())
+            return self._startup.why_not()
+        seconds = self._turns.seconds() if mode == "batch" else 0.0
+        if seconds <= self._patience:
+            self._reminders.forget()
+            return ""
+        why = f"a call of the batch function has lasted {seconds:.1f} s"
+        if self._reminders.is_due("a call that lasts"):
+            log.warning("not ready: %s; should it never end, restart this process", why)
+        return why
+
+    def recent(self, pipeline: Pipeline) -> Health:
+        """Return what was found a moment ago, or now; those who ask together share one run."""
+        if why := self.why_not_ready(pipeline.mode):
+            return Health("Error", detail=why)
         # A model that hangs must hang one probe, not every thread of the server.
         if not self._lock.acquire(timeout=self._patience):
             return Health("Error", detail=f"the example was not answered in {self._patience:g} s")

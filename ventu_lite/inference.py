@@ -1,6 +1,5 @@
 """The view of ``POST /inference``, and problem documents as Flask responses."""
 
-import hmac
 import logging
 import math
 import os
@@ -21,7 +20,8 @@ from werkzeug.exceptions import (
 
 from .codecs import sniff
 from .config import Codec
-from .errors import PayloadError, Unavailable, UnsupportedMediaType
+from .errors import PayloadError, Unavailable
+from .headers import SANE_ID, SEND_KEY, has_key, refuse_encoding, seconds_in
 from .media_types import CODEC_OF, PROBLEM_TYPE, own_type, request_codec, response_type
 from .outcomes import Rejected
 from .problems import INVALID, encode_problem, problem, problem_codec
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _NOT_WHOLE: Final = "the body is malformed or did not come whole"
-_SANE_ID: Final = re.compile(r"[A-Za-z0-9._:/+=@~-]{1,128}")
+_SANE_ID: Final = re.compile(SANE_ID)
 
 # No secrets, only unlike any other. Asking the system for each would let another thread run first.
 _ids = random.Random()
@@ -51,7 +51,8 @@ class Inference:
         self._setting = config.codec
         self._timeout = config.timeout
         self._max_body = int(config.max_body)
-        self._api_key = config.api_key and config.api_key.get_secret_value().encode()
+        key = config.api_key
+        self._api_key = key.get_secret_value().encode() if key else None
 
     def __call__(self) -> Response:
         """Answer the current request."""
@@ -91,11 +92,9 @@ class Inference:
     def _authorize(self, environ: Mapping[str, Any]) -> None:
         if self._api_key is None:
             return
-        scheme, _, key = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
-        # A server hands over each byte as one character, some of which Python takes for spaces.
-        given = key.strip(" \t").encode("latin-1", "replace")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(given, self._api_key):
-            raise Unauthorized("send the key of this service: Authorization: Bearer KEY")
+        given = environ.get("HTTP_AUTHORIZATION", "").encode("latin-1", "replace")
+        if not has_key(given, self._api_key):
+            raise Unauthorized(SEND_KEY)
 
     def _reply(self, current: Request, arrived_at: float) -> tuple[Reply, str]:
         """Read the request and have it answered.
@@ -109,8 +108,11 @@ class Inference:
         environ = current.environ
         content_type = environ.get("CONTENT_TYPE", "")
         codec = request_codec(content_type, self._setting)
-        _refuse_encoding(environ.get("HTTP_CONTENT_ENCODING"))
-        deadline = arrived_at + self._seconds(environ.get("HTTP_X_REQUEST_TIMEOUT"))
+        refuse_encoding(environ.get("HTTP_CONTENT_ENCODING", ""))
+        timeout = self._timeout
+        if (sent := environ.get("HTTP_X_REQUEST_TIMEOUT")) is not None:
+            timeout = min(timeout, seconds_in(sent))
+        deadline = arrived_at + timeout
         payload = self._body(current)
         if codec is None:
             codec = sniff(payload)
@@ -140,22 +142,6 @@ class Inference:
         if payload is None or len(payload) > self._max_body:
             raise RequestEntityTooLarge(f"body of more than {self._max_body} bytes")
         return payload
-
-    def _seconds(self, header: str | None) -> float:
-        """Return the seconds that this request may take.
-
-        Raises:
-            PayloadError: The header is no positive number.
-        """
-        if header is None:
-            return self._timeout
-        try:
-            seconds = 0.0 if "_" in header else float(header)  # Python alone reads 1_000
-        except ValueError:
-            seconds = 0.0
-        if not 0 < seconds < float("inf"):
-            raise PayloadError("X-Request-Timeout must be a positive number of seconds")
-        return min(seconds, self._timeout)
 
 
 def _bad(rejected: Rejected, media_type: str, request_id: str) -> Response:
@@ -247,10 +233,3 @@ def _problem_codec() -> Codec:
 def whole_seconds(seconds: float) -> str:
     """Return a value for ``Retry-After``: whole seconds, at least one."""
     return str(max(1, math.ceil(seconds)))
-
-
-def _refuse_encoding(encoding: str | None) -> None:
-    if encoding and encoding.lower() != "identity":
-        raise UnsupportedMediaType(
-            f"content encoding {encoding[:100]!r} is not read here; send the body as it is"
-        )

@@ -53,9 +53,13 @@ class Lifecycle:
                 for outcome in run.outcomes:
                     if isinstance(outcome, Rejected):
                         raise VentuError(
-                            f"warm-up with {size} example(s) failed: {outcome.exc!r:.200}"
+                            f"warm-up with {size} example(s) failed: {_told(outcome.exc)}"
                         ) from outcome.exc
 
     def _tear_down(self) -> None:
         if self._set_up_in == os.getpid():  # a forked child owns nothing of it
             self._composition.stages["teardown"].fn()
+
+
+def _told(exc: BaseException) -> str:
+    return str(exc) if isinstance(exc, VentuError) else f"{exc!r:.200}"  # ours is a sentence

@@ -1,9 +1,12 @@
 """The user's file: find the app, load it and the service in it, or say what is wrong and where."""
 
+import difflib
+import os
 import re
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -150,11 +153,43 @@ def load_service(
 def _module_of(info: ScriptInfo) -> ModuleType | None:
     """Return the module in which Flask has found the app: named, or one of the usual two."""
     given = info.app_import_path
-    paths = [_BEFORE_NAME.split(given, maxsplit=1)[0]] if given else ["wsgi.py", "app.py"]
+    paths = [_path_in(given)] if given else ["wsgi.py", "app.py"]
     return next(filter(None, map(sys.modules.get, map(prepare_import, paths))), None)
 
 
+def _path_in(given: str) -> str:
+    return _BEFORE_NAME.split(given, maxsplit=1)[0]
+
+
+def _require_file(given: str) -> None:
+    """Check that a path leads to a file: Flask would import any other module of its name.
+
+    Raises:
+        ServiceNotFound: It does not.
+    """
+    path = _path_in(given)
+    is_path = path.endswith(".py") or os.path.dirname(path)
+    if not is_path or os.path.exists(path) or os.path.exists(f"{path}.py"):
+        return
+    wanted = Path(os.path.abspath(path))
+    folder = next(one for one in wanted.parents if os.path.isdir(one))
+    missing = wanted.relative_to(folder).parts[0]
+    near = " or ".join(_similar(missing, folder))
+    hint = f"; did you mean {near}?" if near else ""
+    raise ServiceNotFound(f"cannot find the app {given}: {folder} has no {missing}{hint}")
+
+
+def _similar(name: str, folder: Path) -> list[str]:
+    """Return the names of directories and Python files that this one may have been meant for."""
+    if not os.access(folder, os.R_OK):
+        return []
+    names = [one.name for one in folder.iterdir() if one.suffix == ".py" or os.path.isdir(one)]
+    return difflib.get_close_matches(name, names)
+
+
 def _load_app(info: ScriptInfo, *, is_debugging: bool) -> Flask:
+    if info.app_import_path:
+        _require_file(info.app_import_path)
     try:
         return info.load_app()
     except Exception as exc:

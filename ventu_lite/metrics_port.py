@@ -1,31 +1,35 @@
 """The port of a process without Flask: its metrics, and probes."""
 
+import contextlib
 import json
 import logging
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable
 from socketserver import ThreadingMixIn
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import parse_qs
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from flask import Response
-from prometheus_client import Metric, make_wsgi_app
-from prometheus_client.registry import Collector
 
-from .exposition import collectors
-from .families import Together
+from .exposition import exposition
 from .media_types import PROBLEM_TYPE
 from .problems import encode_problem, problem
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 log = logging.getLogger(__name__)
 
-PATIENCE: Final = 10.0  # seconds; each client has a thread, and must not keep it by saying nothing
-_PROBES: Final = frozenset(("/livez", "/readyz"))
+# Each client has a thread. One that is slow, or many at a time, must not keep the probes out.
+PATIENCE: Final = 10.0  # seconds from the connection to the end of the answer
+MOST_CLIENTS: Final = 16
+_ROOM_WITHIN: Final = 1.0  # seconds, until the thread of one who is cut off has ended
+_NO_STORE: Final = {"Cache-Control": "no-store"}
+_ROUTES: Final = frozenset(("/livez", "/readyz", "/metrics"))
 
 
 def serve(host: str, port: int, why_not_ready: Callable[[], str]) -> int:
@@ -53,7 +57,38 @@ def serve(host: str, port: int, why_not_ready: Callable[[], str]) -> int:
 
 
 class _Server(ThreadingMixIn, WSGIServer):
+    """Cuts off whoever takes too long, and the one who came first when there are too many."""
+
     daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._since: dict[Any, float] = {}  # of each client, oldest first
+        self._places = threading.Semaphore(MOST_CLIENTS)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer in a thread, as soon as there may be one more."""
+        if len(clients := self._since.copy()) >= MOST_CLIENTS:
+            _cut_off(next(iter(clients)))
+        if not self._places.acquire(timeout=_ROOM_WITHIN):  # they all wait for the same disk
+            self.shutdown_request(request)
+            return
+        self._since[request] = time.monotonic()
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """End a connection, whatever became of it."""
+        super().shutdown_request(request)
+        if self._since.pop(request, None) is not None:
+            self._places.release()
+
+    def service_actions(self) -> None:
+        """Cut off the slow ones; called twice a second."""
+        latest = time.monotonic() - PATIENCE
+        for client, since in self._since.copy().items():
+            if since < latest:
+                _cut_off(client)
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Log it, where the base class prints it; most often a client is gone or says nothing."""
@@ -61,9 +96,13 @@ class _Server(ThreadingMixIn, WSGIServer):
         log.log(logging.DEBUG if is_lost else logging.ERROR, "lost a client", exc_info=True)
 
 
-class _Handler(WSGIRequestHandler):
-    timeout = PATIENCE
+def _cut_off(client: socket.socket) -> None:
+    """End a connection, so that the thread that reads or writes it ends, too."""
+    with contextlib.suppress(OSError):  # it has ended
+        client.shutdown(socket.SHUT_RDWR)
 
+
+class _Handler(WSGIRequestHandler):
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing: probes come every few seconds."""
 
@@ -76,19 +115,18 @@ class _App:
     """
 
     def __init__(self, why_not_ready: Callable[[], str]) -> None:
-        self._metrics: WSGIApplication = make_wsgi_app(_Everything())
         self._why_not_ready = why_not_ready
 
     def __call__(
         self, environ: "WSGIEnvironment", start_response: "StartResponse"
     ) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "")
-        if path == "/metrics":
-            return self._metrics(environ, start_response)
-        if path not in _PROBES:
+        if path not in _ROUTES:
             answer = _problem(404, "no such route")
         elif environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
             answer = _problem(405, "ask with GET", Allow="GET, HEAD")
+        elif path == "/metrics":
+            answer = _metrics(environ)
         else:
             answer = self._probe(path)
         return answer(environ, start_response)
@@ -99,8 +137,13 @@ class _App:
             why = self._why_not_ready()
             body = {"status": "not ready", "detail": why} if why else {"status": "ready"}
             status = 503 if why else 200
-        headers = {"Cache-Control": "no-store"}
-        return Response(json.dumps(body), status, headers, content_type="application/json")
+        return Response(json.dumps(body), status, _NO_STORE, content_type="application/json")
+
+
+def _metrics(environ: "WSGIEnvironment") -> Response:
+    names = parse_qs(environ.get("QUERY_STRING", "")).get("name[]", [])
+    body, content_type = exposition(environ.get("HTTP_ACCEPT"), names)
+    return Response(body, headers=_NO_STORE, content_type=content_type)
 
 
 def _problem(status: int, detail: str, **headers: str) -> Response:
@@ -108,14 +151,3 @@ def _problem(status: int, detail: str, **headers: str) -> Response:
     del document["instance"]  # there is nothing to find in the log
     body = encode_problem(document, "json")
     return Response(body, status, headers, content_type=PROBLEM_TYPE["json"])
-
-
-class _Everything(Collector):
-    """All registries, looked up each time: those of other processes come and go."""
-
-    def collect(self) -> Iterable[Metric]:
-        return Together(collectors()).collect()
-
-    def restricted_registry(self, names: Iterable[str]) -> Together:
-        """Return the series of these names alone, as ``?name[]=`` asks."""
-        return Together(collectors(), list(names))

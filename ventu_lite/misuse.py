@@ -4,6 +4,7 @@ import difflib
 import inspect
 import re
 import sys
+from collections.abc import Callable
 from typing import Final, NoReturn
 
 from flask.cli import NoAppException
@@ -20,6 +21,7 @@ _HOW_TO_HAVE_AN_APP: Final = (
 )
 # How Python begins a TypeError for arguments that do not fit.
 _BAD_CALL: Final = re.compile(rf"{Service.__name__}\.(\w+)\(\) ")
+_UNKNOWN_OPTION: Final = re.compile(r"unexpected keyword argument '(\w+)'")
 
 
 def explain_failure(exc: Exception, *, is_debugging: bool) -> NoReturn:
@@ -64,11 +66,20 @@ def _about_misuse(exc: Exception) -> str:
     method = getattr(Service, called[1], None) if called and _means_ours(exc) else None
     if method is None:
         return ""
+    return _about_call(str(exc), method)
+
+
+def _about_call(said: str, method: Callable[..., object]) -> str:
+    """Tell what one of our methods takes that was called wrongly."""
     parameters = inspect.signature(method).parameters.values()
     options = [one.name for one in parameters if one.kind is one.KEYWORD_ONLY]
-    return f"{exc}. It takes " + (
-        f"these options: {', '.join(options)}." if options else "no options."
-    )
+    said, _, _ = said.partition(". Did you mean")  # Python 3.13 suggests one of its own
+    unknown = _UNKNOWN_OPTION.search(said)
+    near = difflib.get_close_matches(unknown[1], options, n=1) if unknown else []
+    if unknown and near:
+        return f"{method.__name__}() has no option {unknown[1]!r}. Did you mean {near[0]!r}?"
+    known = f"these options: {', '.join(options)}" if options else "no options"
+    return f"{said}. It takes {known}."
 
 
 def _means_ours(exc: Exception) -> bool:

@@ -14,7 +14,7 @@ from .addresses import Address, TCPAddress, UnixAddress
 from .errors import CannotListen, ConfigError, RegistrationError, ServiceNotFound
 from .failures import shared_failures
 
-CRASHED: Final = 1  # the service, or the contract that `check` looks after, is broken
+CRASHED: Final = 1  # the service is broken, or `check` found an answer that is
 WRONG_USAGE: Final = 2  # as click has it: a bad option, no such app, no such service
 CANNOT_LISTEN: Final = 3  # an address is taken, or cannot be reached for good
 

@@ -244,7 +244,7 @@ class BatchingConnection(_Connection):
         assert self._secret is not None, "nobody is challenged without a secret"
         proof = messages.read_proof(unpack_entries(body, 1))
         if not hmac.compare_digest(proof, _proof(self._secret, self._challenge)):
-            raise ProtocolError("worker does not know the secret")
+            raise ProtocolError("worker does not know the secret, check its VENTU_WORKER_SECRET")
         self._received(Signal.PROOF)
         return Ready()
 

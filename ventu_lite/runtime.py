@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .asking import failure_of
-from .batching.local_jobs import Answer, expired
-from .batching.model import model_of
+from .batching.local_jobs import Inferred, expired
+from .batching.model import Model, model_of
 from .config import Codec
 from .errors import QueueFull
 from .forwarding import AskWorkers, forward
@@ -67,14 +67,15 @@ class Runtime:
         self.metrics = metrics_of(service.name)
         self.clock = clock
         self.startup = Startup(self._load, clock=clock)
-        self._turns = Turns()
+        self._turns = Turns(clock)
         self._checks = HealthCheck(
             self._composition.probes, service.config.timeout, self.startup, self._turns, clock
         )
         self._lifecycle = Lifecycle(self._composition, self._turns)
         self._reminders = Reminders(clock)
         self._on_blameless: OnBlameless = self._log_blameless
-        self._use(prefer_batch=False)
+        self.pipeline = self._pipeline(prefer_batch=False)
+        self._model: Model  # of a process that runs stages, once it is set up
         self._answers_http = False
         self._ask_workers: AskWorkers | None = None
         self._timeout = service.config.timeout
@@ -86,7 +87,7 @@ class Runtime:
             on_blameless: Called when it raised, but no item is to blame; else the log tells.
         """
         self._on_blameless = on_blameless or self._log_blameless
-        self._use(prefer_batch=True)
+        self.pipeline = self._pipeline(prefer_batch=True)
         self._answers_http = False
 
     def answers_http(self) -> None:
@@ -94,13 +95,6 @@ class Runtime:
         self._answers_http = True
         if self.startup.is_ready:
             self.metrics.worker("http", is_ready=True)
-
-    def _use(self, *, prefer_batch: bool) -> None:
-        composition, turns, clock = self._composition, self._turns, self.clock
-        self.pipeline = self._pipeline(prefer_batch=prefer_batch)
-        self._model = model_of(
-            composition, self.pipeline, turns=turns, metrics=self.metrics, clock=clock
-        )
 
     def _log_blameless(self, where: str, size: int, exc: BaseException) -> None:
         """Warn of what no answer shows; in turns, as batch functions are called."""
@@ -148,7 +142,7 @@ class Runtime:
             raise
         return self._finished(answer, answer_codec, deadline)
 
-    def _finished(self, answer: Answer, codec: Codec, deadline: float) -> Reply:
+    def _finished(self, answer: Inferred, codec: Codec, deadline: float) -> Reply:
         result, queue, infer, batch_size = answer
         started = self.clock()
         outcome = self.pipeline.finish(result, codec)
@@ -255,6 +249,10 @@ class Runtime:
 
     # ------------------------------------------------------------------------- health
 
+    def why_not_ready(self) -> str:
+        """Return why no inference can be answered now, "" if one can."""
+        return self._checks.why_not_ready(self.pipeline.mode)
+
     def health(self) -> Health:
         """Return the cached result of a health check; those who ask together share one."""
         return self._checks.recent(self.pipeline)
@@ -286,6 +284,10 @@ class Runtime:
         set_up_at = self.clock()
         self._lifecycle.warm_up(self.pipeline)
         warmed_up = self.clock() - set_up_at
+        composition, turns, metrics = self._composition, self._turns, self.metrics
+        self._model = model_of(
+            composition, self.pipeline, turns=turns, metrics=metrics, clock=self.clock
+        )
         if self._answers_http:  # else a command has looked at the environment
             self.metrics.worker("http", is_ready=True)
             warn_of_unknown_variables()

@@ -31,6 +31,18 @@ def batch_size_in(schema: Schema) -> Any:
     return _json_schema(schema).get("batch_size")
 
 
+def unread_extra_in(*schemas: Schema) -> str:
+    """Say which models call ``json_schema_extra`` as pydantic 1 did; "" if none does."""
+    models = (schema.annotation for schema in schemas)
+    old = [one.__name__ for one in models if "schema_extra" in getattr(one, "model_config", ())]
+    if not old:
+        return ""
+    return (
+        f"pydantic 2 does not read schema_extra of {' and '.join(dict.fromkeys(old))}:"
+        " rename it to json_schema_extra"
+    )
+
+
 def _json_schema(schema: Schema) -> dict[str, Any]:
     """Return the JSON schema with the outermost reference followed; empty if there is none."""
     try:

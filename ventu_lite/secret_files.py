@@ -4,7 +4,6 @@
 """
 
 import os
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
@@ -14,7 +13,9 @@ from .errors import ConfigError
 SUFFIX: Final = "_FILE"
 # More is a certificate, a disk image, or another mistake.
 MAX_SIZE: Final = 4096
-_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
+# A header carries neither the white space around a key nor more than one line; what cannot be seen
+# came along when somebody copied it.
+NOT_ONE_LINE: Final = "holds more than one line, or a character that cannot be seen"
 
 
 def read_secrets(
@@ -42,7 +43,7 @@ def read_secrets(
 
 
 def _read(name: str, path: Path) -> str:
-    """Return what a file holds, without the mark of an editor before it and the end of its line."""
+    """Return what a file holds, without the mark of an editor before it and white space around."""
     said = f"{name}={str(path)!r}"
     try:
         if path.exists() and not path.is_file():  # a pipe would be empty for the next process
@@ -51,7 +52,7 @@ def _read(name: str, path: Path) -> str:
             content = file.read(MAX_SIZE + 1)
         if len(content) > MAX_SIZE:
             raise ConfigError(f"{said} holds more than {MAX_SIZE} bytes: is it the right file?")
-        secret = content.decode("utf-8-sig").rstrip("\r\n")
+        secret = content.decode("utf-8-sig").strip()
     except FileNotFoundError as exc:
         raise ConfigError(
             f"{said} does not exist: mount the secret there, or name another file"
@@ -63,8 +64,8 @@ def _read(name: str, path: Path) -> str:
         raise ConfigError(
             f"{said} cannot be read: {reason}; let user {os.geteuid()} read it"
         ) from exc
-    if not secret.strip():
+    if not secret:
         raise ConfigError(f"{said} is empty: write the secret into it, or remove the variable")
-    if _CONTROL.search(secret):  # no client could send such a key
-        raise ConfigError(f"{said} is no single line of text: is it the right file?")
+    if not secret.isprintable():
+        raise ConfigError(f"{said} {NOT_ONE_LINE}: is it the right file?")
     return secret

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from flask import Flask
 
 from .addresses import MAX_PATH, Address, UnixAddress
-from .batching.asking import Asker
+from .batching.asker import Asker
 from .batching.hooks import prefixes_of, skipped_by_serve
 from .batching.http import run
 from .batching.links import WorkerLink, log_change
@@ -141,7 +141,10 @@ class _Front:
     def _announce(self) -> None:
         batching, count = self._batching, self._plan.workers
         name = self._plan.service.name
-        log.info("listening on %s; starting %d worker(s) of %r", batching.url, count, name)
+        log.info(
+            "listening on %s; starting %d worker(s) of %r, requests wait until one is ready",
+            *(batching.url, count, name),
+        )
         for links in batching.links[1:]:
             log.info("taking other workers at %s", links.address)
 
@@ -172,6 +175,7 @@ class _Front:
             fallback=routes,
             on_change=self._worker_changed,
             kill=self._supervisor.kill,
+            why_no_worker=self._why_no_worker,
         )
         probes = service.compose().probes
         return BatchingService(self._config, options, lambda it: ProbingStatus(it, probes))
@@ -187,6 +191,10 @@ class _Front:
         if not self._is_announced:
             self._is_announced = True
             log.info("ready on %s", self._batching.url)
+
+    def _why_no_worker(self) -> str:
+        loading = ", ".join(f"worker {number}" for number in self._supervisor.loading)
+        return f"no worker is ready yet, still loading: {loading}" if loading else ""
 
     def _judge(self) -> None:
         """Refuse new requests while there is no worker and every one has failed at its last starts.

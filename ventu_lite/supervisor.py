@@ -5,11 +5,13 @@ import contextlib
 import logging
 import os
 import signal
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final
+
+from .child import Child
+from .retries import FIRST_REMINDER
 
 log = logging.getLogger(__name__)
 
@@ -34,20 +36,6 @@ def next_delay(delay: float | None, *, was_ready: bool) -> float:
     return min(max(_FIRST_DELAY, 2 * delay), _LONGEST_DELAY)
 
 
-@dataclass
-class _Running:
-    """A worker process that has not ended yet."""
-
-    process: asyncio.subprocess.Process
-    number: int
-    started_at: float
-    is_ready: bool = False
-
-    def signal(self, signum: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            self.process.send_signal(signum)
-
-
 class Supervisor:
     """Keeps a number of worker processes alive until it is told to stop.
 
@@ -58,12 +46,12 @@ class Supervisor:
         count: How many.
         devices: One for each worker as ``CUDA_VISIBLE_DEVICES``, round robin; none to leave it.
         environment: Further variables for the workers.
-        on_end: Called, in a thread, for each worker that has ended, with its process id and whether
-            it was ready; another one is started after that.
+        on_end: Called, in a thread of its own, for each worker that has ended, with its process id
+            and whether it was ready; another one is started after that.
         on_failure: Called when a worker has ended before it was ready, or could not be started.
         last_words: Returns why a worker with this process id has ended, "" if it did not say.
-        clock: Seconds.
-        patience: Seconds from SIGTERM to SIGKILL.
+        patience: Seconds from SIGTERM to SIGKILL, and from that to the end of ``stop``.
+        first_reminder: Seconds until it is told that a worker is not ready yet.
     """
 
     def __init__(
@@ -76,8 +64,8 @@ class Supervisor:
         on_end: Callable[[int, bool], None] = lambda pid, was_ready: None,
         on_failure: Callable[[], None] = lambda: None,
         last_words: Callable[[int], str] = lambda pid: "",
-        clock: Callable[[], float] = time.monotonic,
         patience: float = PATIENCE,
+        first_reminder: float = FIRST_REMINDER,
     ) -> None:
         self._command = command
         self._count = count
@@ -86,11 +74,14 @@ class Supervisor:
         self._on_end = on_end
         self._on_failure = on_failure
         self._last_words = last_words
-        self._clock = clock
         self._patience = patience
+        self._first_reminder = first_reminder
+        # Not the threads of the loop: who reads the metrics there must not keep a worker from
+        # being started again.
+        self._cleaner = ThreadPoolExecutor(1, "clears away")
         self._stopping = asyncio.Event()
         self._slots: list[asyncio.Task[None]] = []
-        self._running: dict[int, _Running] = {}
+        self._running: dict[int, Child] = {}
         self._failures: Counter[int] = Counter()  # of each worker, since it was last ready
 
     @property
@@ -98,19 +89,22 @@ class Supervisor:
         """Whether every worker has failed at its last starts: at one of them anything may fail."""
         return all(self._failures[n] >= _MOST_FAILURES for n in range(1, self._count + 1))
 
+    @property
+    def loading(self) -> list[int]:
+        """The numbers of the workers that have been started and are not ready yet."""
+        return sorted(one.number for one in self._running.values() if not one.is_ready)
+
     def start(self) -> None:
         """Start all workers."""
         self._slots = [asyncio.ensure_future(self._slot(n)) for n in range(1, self._count + 1)]
 
     def worker_is_ready(self, pid: int | None) -> bool:
         """Take note that a worker has asked for its first batch; False if it is none of ours."""
-        running = self._running.get(pid or 0)
-        if running is None:
+        child = self._running.get(pid or 0)
+        if child is None:
             return False
-        running.is_ready = True
-        del self._failures[running.number]
-        seconds = self._clock() - running.started_at
-        log.info("worker %d, process %d, is ready after %.2f s", running.number, pid, seconds)
+        child.note_ready()
+        del self._failures[child.number]
         return True
 
     def kill(self, pid: int) -> None:
@@ -127,17 +121,23 @@ class Supervisor:
         """Let the workers end, and see to it that they do."""
         self._stopping.set()
         self._signal_all(signal.SIGTERM)
-        if not self._slots:
-            return
+        if self._slots:
+            await self._end_all()
+        self._cleaner.shutdown(wait=False)
+
+    async def _end_all(self) -> None:
         _, late = await asyncio.wait(self._slots, timeout=self._patience)
-        if late:
-            log.warning("%d worker(s) did not end in time and are killed", len(late))
-            self.kill_all()
-            await asyncio.wait(late)
+        if not late:
+            return
+        log.warning("%d worker(s) did not end in time and are killed", len(late))
+        self.kill_all()
+        _, stuck = await asyncio.wait(late, timeout=self._patience)
+        if stuck:  # in the kernel, or in what is to be cleared away
+            log.error("%d worker(s) are not gone after SIGKILL; not waiting for them", len(stuck))
 
     def _signal_all(self, signum: signal.Signals) -> None:
-        for running in self._running.values():
-            running.signal(signum)
+        for child in self._running.values():
+            child.signal(signum)
 
     async def _slot(self, number: int) -> None:
         """Keep one worker alive, whatever happens."""
@@ -166,52 +166,35 @@ class Supervisor:
     async def _run(self, number: int) -> tuple[bool, str]:
         """Run a worker to its end; return whether it was ever ready, and how it ended."""
         try:
-            running = await self._start(number)
+            child = await self._start(number)
         except OSError as exc:  # no memory, too many processes or files
             return False, f"cannot be started: {exc.strerror or exc}"
-        pid = running.process.pid
-        self._running[pid] = running
+        self._running[child.pid] = child
         if self._stopping.is_set():
-            running.signal(signal.SIGTERM)
-        code = await running.process.wait()
-        del self._running[pid]
-        seconds = self._clock() - running.started_at
-        before = "" if running.is_ready else " before it was ready"
-        how = f"(process {pid}) {_how(code)} after {seconds:.1f} s{before}"
-        why = await self._clear_away(running)
-        return running.is_ready, f"{how}: {why.rstrip('.')}" if why else how
+            child.signal(signal.SIGTERM)
+        end = await child.wait(self._first_reminder)
+        del self._running[child.pid]
+        why = await self._clear_away(child)
+        return child.is_ready, f"{end}: {why.rstrip('.')}" if why else end
 
-    async def _start(self, number: int) -> _Running:
+    async def _start(self, number: int) -> Child:
         environment = dict(self._environment)
         if self._devices:
             device = self._devices[(number - 1) % len(self._devices)]
             environment["CUDA_VISIBLE_DEVICES"] = device
-        started_at = self._clock()
-        # A session of its own: Ctrl-C in a terminal is for us, workers are told when it is time.
-        process = await asyncio.create_subprocess_exec(
-            *self._command, env=environment, start_new_session=True
-        )
-        return _Running(process, number, started_at)
+        return await Child.start(self._command, number, environment)
 
-    async def _clear_away(self, running: _Running) -> str:
+    async def _clear_away(self, child: Child) -> str:
         """Clear away what a worker has left; return why it has ended, "" if it did not say."""
-        pid, why = running.process.pid, ""
+        why = ""
         try:
-            why = self._last_words(pid)
-            await asyncio.to_thread(self._on_end, pid, running.is_ready)
+            why = self._last_words(child.pid)
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._cleaner, self._on_end, child.pid, child.is_ready)
         except Exception:  # another worker has to be started all the same
-            log.exception("what worker %d has left cannot be cleared away", running.number)
+            log.exception("what worker %d has left cannot be cleared away", child.number)
         return why
 
 
 def _when(delay: float) -> str:
     return f"in {delay:g} s" if delay else "at once"
-
-
-def _how(code: int) -> str:
-    if code >= 0:
-        return f"ended with exit code {code}"
-    try:
-        return f"was killed by {signal.Signals(-code).name}"
-    except ValueError:
-        return f"was killed by signal {-code}"

@@ -65,7 +65,8 @@ def traceback_for(exc: BaseException, log: logging.Logger) -> BaseException | No
     """
     if log.isEnabledFor(logging.DEBUG):
         return exc
-    is_told = isinstance(exc, VentuError) and exc.__cause__ is None and not place_of(exc)
+    is_ours = all(isinstance(one, VentuError) for one in _with_causes(exc))
+    is_told = is_ours and not place_of(exc)
     return None if is_told else beginning_with_the_users(exc)
 
 

@@ -1,7 +1,9 @@
 """Taking turns: a lock that goes to those who want it in the order in which they came."""
 
 import threading
+import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 from .errors import VentuError
@@ -14,9 +16,13 @@ class Turns:
 
     A plain lock goes to whoever is quickest, which mostly is the thread that has just let it go:
     a busy inference thread would never let a health check in. Usable in a ``with`` statement.
+
+    Args:
+        clock: Monotonic seconds.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self.reset_locks()
         reset_after_fork(self)
 
@@ -24,6 +30,7 @@ class Turns:
         """Forget, in a child process, the threads that stayed with its parent."""
         self._guard = threading.Lock()
         self._owner: int | None = None
+        self._began_at = 0.0
         self._waiting: deque[tuple[threading.Lock, int]] = deque()
 
     def acquire(self, timeout: float = -1) -> bool:
@@ -35,10 +42,10 @@ class Turns:
         me = threading.get_ident()
         with self._guard:
             if self._owner is None:
-                self._owner = me
+                self._owner, self._began_at = me, self._clock()
                 return True
             if self._owner == me:
-                raise VentuError("a batch function must not ask its own service: it waits for it")
+                raise _asks_itself()
             if not timeout:
                 return False
             mine = (threading.Lock(), me)
@@ -59,7 +66,22 @@ class Turns:
             self._owner = None
             if self._waiting:
                 bell, self._owner = self._waiting.popleft()
+                self._began_at = self._clock()
                 bell.release()
+
+    def seconds(self) -> float:
+        """Return how long the turn of a thread has lasted, 0 if it is nobody's."""
+        with self._guard:
+            return 0.0 if self._owner is None else self._clock() - self._began_at
+
+    def refuse_holder(self) -> None:
+        """Let nobody whose turn it is ask for what waits for that turn.
+
+        Raises:
+            VentuError: It is this thread's turn.
+        """
+        if self._owner == threading.get_ident():
+            raise _asks_itself()
 
     def turn_for(self, mode: Mode) -> AbstractContextManager[object]:
         """Return what to hold while a function is called: only batch functions take turns."""
@@ -78,3 +100,7 @@ class Turns:
 
     def __exit__(self, *exc: object) -> None:
         self.release()
+
+
+def _asks_itself() -> VentuError:
+    return VentuError("a batch function must not ask its own service: it waits for it")

@@ -46,12 +46,12 @@ class Views:
 
     def readyz(self) -> ResponseReturnValue:
         """Say whether an inference can be answered now, and see to it that it soon can."""
-        startup = self._runtime.startup
-        if startup.is_ready:
+        why_not = self._runtime.why_not_ready()
+        if not why_not:
             return _document(200, {"status": "ready"})
-        startup.begin()
-        response = _document(503, {"status": "not ready", "detail": startup.why_not()})
-        response.headers["Retry-After"] = whole_seconds(startup.retry_after())
+        response = _document(503, {"status": "not ready", "detail": why_not})
+        wait = self._runtime.startup.retry_after()
+        response.headers["Retry-After"] = whole_seconds(wait)
         return response
 
     def metrics(self) -> ResponseReturnValue:

@@ -18,7 +18,7 @@ from .events import Batch, Results
 from .messages import MessageTooLarge
 from .problems import encode_problem, problem
 from .protocol import WorkerConnection
-from .retries import Reminders, backoff
+from .retries import LONGEST_DELAY, Reminders, backoff
 from .session import Session
 from .signals import stop_signals
 from .silence import notice_silence
@@ -124,7 +124,7 @@ class Worker:
         try:
             sock = self._connect()
         except OSError as exc:
-            return False, f"cannot connect to {self._address}: {exc}"
+            return False, f"cannot connect to {self._address}: {exc.strerror or exc}"
         connection = WorkerConnection(max_message=self._max_message, secret=self._secret)
         session = Session(
             sock,
@@ -156,8 +156,13 @@ class Worker:
 
     def _wait(self, problem: str, delay: float) -> None:
         level = logging.WARNING if self._reminders.is_due(problem) else logging.DEBUG
-        log.log(level, "%s; trying again in %.1f s", problem, delay)
+        log.log(level, "%s; trying again %s", problem, _when(delay))
         wait_readable([self._stop], delay)
+
+
+def _when(delay: float) -> str:
+    at_least = f"every {LONGEST_DELAY:g} s"
+    return at_least if delay == LONGEST_DELAY else f"in {delay:.1f} s, then at least {at_least}"
 
 
 @contextlib.contextmanager

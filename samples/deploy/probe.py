@@ -6,8 +6,10 @@ For images without curl. It goes past the variables of proxies, which are not me
 import http.client
 import sys
 
-port, path = sys.argv[1:]
-connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=3)
+if len(sys.argv) != 3 or not sys.argv[1].isdecimal():
+    sys.exit("usage: python probe.py PORT PATH, such as: python probe.py 8000 /readyz")
+port, path = int(sys.argv[1]), sys.argv[2]
+connection = http.client.HTTPConnection("127.0.0.1", port, timeout=3)
 try:
     connection.request("GET", path)
     status = connection.getresponse().status

@@ -155,6 +155,22 @@ def test_two_workers_end_with_requests_in_flight(directory: Path) -> None:
     assert all_left_in_order(directory)
 
 
+def test_a_batch_function_that_hangs_under_gunicorn_is_told(directory: Path) -> None:
+    """Nobody replaces its process, but a load balancer can pass it over until it comes back."""
+    write_model(directory)
+    with running(directory, "--workers=1", VENTU_TIMEOUT="0.5") as server:
+        gate = hold(directory, "batch")
+        until(lambda: server.infer(b'"x"').status == 504 and bool(come_to(directory, "batch")))
+        until(lambda: server.get("/readyz").status == 503)
+        assert b"a call of the batch function has lasted" in server.get("/readyz").body
+        assert server.get("/livez").status == 200
+        server.process.wait_for("not ready: a call of the batch function has lasted")
+        gate.unlink()
+        until(lambda: server.get("/readyz").status == 200)
+        until(lambda: server.infer(b'"x"').status == 200)
+    assert all_left_in_order(directory)
+
+
 def accepted(server: Server) -> int:
     """Return how many connections of clients the workers have taken."""
     port = f":{server.port:04X}"

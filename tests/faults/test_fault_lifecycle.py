@@ -77,10 +77,10 @@ def taken_by(what: str, path: Path) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("what", "said"),
     [
-        ("a file", "s is no socket; remove it or choose another --unix"),
-        ("a directory", "s is no socket; remove it or choose another --unix"),
-        ("a link to a file", "s is no socket; remove it or choose another --unix"),
-        ("a socket", "another program listens at unix:s; stop it or choose another --unix"),
+        ("a file", "{} is no socket; remove it or choose another --unix"),
+        ("a directory", "{} is no socket; remove it or choose another --unix"),
+        ("a link to a file", "{} is no socket; remove it or choose another --unix"),
+        ("a socket", "another program listens at unix:{}; stop it or choose another --unix"),
     ],
 )
 def test_what_is_in_the_place_of_the_socket_stays(
@@ -91,7 +91,7 @@ def test_what_is_in_the_place_of_the_socket_stays(
     with taken_by(what, path), nothing_left() as env:
         before = os.lstat(path)[:6]
         done = command(service, "--port", "0", "--unix", "s", cwd=directory, env=env)
-        assert (done.returncode, done.stderr) == (CANNOT_LISTEN, f"Error: {said}\n")
+        assert (done.returncode, done.stderr) == (CANNOT_LISTEN, f"Error: {said.format(path)}\n")
         assert os.lstat(path)[:6] == before
 
 
@@ -108,7 +108,7 @@ def test_a_directory_where_no_socket_can_be(directory: Path, what: str) -> None:
         done = command("batching", "--port=0", "--unix=folder/s", cwd=directory, env=env)
         assert done.returncode == CANNOT_LISTEN
         (line,) = done.stderr.splitlines()
-        assert line.startswith("Error: cannot listen at unix:folder/s: ")
+        assert line.startswith(f"Error: cannot listen at unix:{folder}/s: ")
         assert line.endswith("choose another --unix, in a directory that this user may write to")
 
 
@@ -119,7 +119,7 @@ def test_the_file_of_the_socket_is_removed_under_a_service(directory: Path) -> N
         (directory / "s").unlink()
         assert server.infer(b'"x"').body == b'"X"'
         with deployment.another_worker() as late:
-            late.wait_for("cannot connect to unix:s: .*No such file or directory; trying again")
+            late.wait_for("cannot connect to unix:.*/s: No such file or directory; trying again")
             assert late.stop() == 0
         (directory / "s").write_text("precious")
         assert server.process.stop() == 0

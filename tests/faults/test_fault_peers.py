@@ -118,6 +118,7 @@ def is_right(asked: "Future[Answer]", text: str) -> bool:
 def site(request: pytest.FixtureRequest) -> Iterator[Site]:
     """One for all tests here: that it still serves after all of them is part of the test."""
     options = ["--timeout", "20", "--batch-timeout", str(BATCH_TIMEOUT), "--max-batch-size", "1"]
+    options += ["--log-level", "debug"]  # a cause that comes again is a line at that level only
     if request.param == SERVE:
         options += ["--unix", "s"]
     with short_directory() as directory, ThreadPoolExecutor(32) as pool:

@@ -1,8 +1,11 @@
 """The command ``batching``: the batching service alone, for workers of any kind."""
 
+import asyncio
 import logging
+import os
+import shlex
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -18,7 +21,13 @@ from ..options import (
 from ..signals import StopSignals, ended_by_signals
 from ..variables import warn_of_unknown_variables
 
+if TYPE_CHECKING:
+    from .links import WorkerLink
+    from .server import BatchingService
+
 log = logging.getLogger(__name__)
+
+_ALL_OF_THIS_MACHINE: Final = frozenset(("0.0.0.0", "::"))
 
 
 @click.command("batching", short_help="Take HTTP, form batches, hand them to workers.")
@@ -54,17 +63,66 @@ async def _serve(config: Config, address: Address, *, retry: bool) -> int:
     from .server import BatchingService, Options, running
     from .status import PlainStatus
 
-    options = Options(config.name, [address], retry=retry)
+    options = Options(config.name, [address], retry=retry, on_change=lambda it: staff.changed(it))
     service = BatchingService(config, options, PlainStatus)
+    staff = _Staff(service)
     with StopSignals() as signals:
         signals.on_second(service.abort)
         async with running(service):
             workers_at = service.links[0].address
             log.info("ready on %s for clients, at %s for workers", service.url, workers_at)
+            log.info("no worker is connected yet; start one: %s", how_to_join(workers_at, config))
             await signals.wait()
             log.info("stopping: answering what was accepted")
+            staff.is_leaving = True
     log.info("stopped")
     return signals.exit_code
+
+
+class _Staff:
+    """Tells who of the workers comes and goes, and when nobody is left.
+
+    Args:
+        service: Whose workers.
+
+    Attributes:
+        is_leaving: Whether the service ends, so that it needs nobody any more.
+    """
+
+    def __init__(self, service: "BatchingService") -> None:
+        self.is_leaving = False
+        self._service = service
+        self._is_alone = True
+
+    def changed(self, link: "WorkerLink") -> None:
+        """Take note that a worker has become ready or is gone."""
+        from .links import log_change
+
+        log_change(link)
+        asyncio.get_running_loop().call_soon(self._look)  # then its jobs wait again
+
+    def _look(self) -> None:
+        was_alone, self._is_alone = self._is_alone, not self._service.ready_workers
+        if not self._is_alone or was_alone or self.is_leaving:
+            return
+        service = self._service
+        log.warning(
+            "no worker is connected any more; %d job(s) wait for one, at most %g s; start one: %s",
+            service.dispatcher.queue.waiting,
+            service.config.timeout,
+            how_to_join(service.links[0].address, service.config),
+        )
+
+
+def how_to_join(address: Address, config: Config) -> str:
+    """Return the command that starts a worker for a batching service."""
+    if isinstance(address, TCPAddress):
+        anywhere = address.host in _ALL_OF_THIS_MACHINE
+        at = f"--tcp {f'HOST:{address.port}' if anywhere else address.authority}"
+    else:
+        at = f"--unix {shlex.quote(os.path.abspath(address.path))}"
+    secret = " (with the same VENTU_WORKER_SECRET)" if config.worker_secret else ""
+    return f"python -m ventu_lite --app FILE.py worker {at}{secret}"
 
 
 def warn_if_open(address: Address, config: Config) -> None:

@@ -8,7 +8,7 @@ from ..errors import QueueFull
 from ..metrics import ServiceMetrics
 from ..startup import reset_after_fork
 from ..turns import Turns
-from .local_jobs import Answer, Infer, expired
+from .local_jobs import Infer, Inferred, expired
 from .workers import DrainRate
 
 
@@ -28,18 +28,18 @@ class AtOnce:
         self._metrics = metrics
         self._clock = clock
 
-    def ask(self, item: Any, deadline: float) -> Answer:
+    def ask(self, item: Any, deadline: float) -> Inferred:
         """Have an item inferred, unless its deadline has passed."""
         clock = self._clock
         began_at = clock()
         if began_at >= deadline:
-            return Answer(expired(), 0.0, 0.0, 0)
+            return Inferred(expired(), 0.0, 0.0, 0)
         (result,) = self._infer([item])
         seconds = clock() - began_at
         self._metrics.stage("infer", "single", seconds)
-        return Answer(result, 0.0, seconds, 1)
+        return Inferred(result, 0.0, seconds, 1)
 
-    def ask_all(self, items: Sequence[Any], deadline: float) -> list[Answer]:
+    def ask_all(self, items: Sequence[Any], deadline: float) -> list[Inferred]:
         """Have items inferred, one after the other."""
         return [self.ask(item, deadline) for item in items]
 
@@ -78,7 +78,7 @@ class OneByOne:
         self._waiting = 0
         self._rate = DrainRate()
 
-    def ask(self, item: Any, deadline: float) -> Answer:
+    def ask(self, item: Any, deadline: float) -> Inferred:
         """Have an item inferred, and wait for that until its deadline.
 
         Raises:
@@ -86,11 +86,11 @@ class OneByOne:
         """
         queued_at = self._clock()
         if not self._turns.acquire(0) and not self._wait(deadline - queued_at):
-            return Answer(expired(), self._clock() - queued_at, 0.0, 0)
+            return Inferred(expired(), self._clock() - queued_at, 0.0, 0)
         try:
             began_at = self._clock()
             if began_at >= deadline:
-                return Answer(expired(), began_at - queued_at, 0.0, 0)
+                return Inferred(expired(), began_at - queued_at, 0.0, 0)
             (result,) = self._infer([item])
             seconds = self._clock() - began_at
             self._rate.add(1, seconds)
@@ -98,9 +98,9 @@ class OneByOne:
             self._turns.release()
         self._metrics.queue_seconds.observe(began_at - queued_at)
         self._metrics.batch(1, "full", seconds)
-        return Answer(result, began_at - queued_at, seconds, 1)
+        return Inferred(result, began_at - queued_at, seconds, 1)
 
-    def ask_all(self, items: Sequence[Any], deadline: float) -> list[Answer]:
+    def ask_all(self, items: Sequence[Any], deadline: float) -> list[Inferred]:
         """Have items inferred, one after the other; see ``ask``."""
         return [self.ask(item, deadline) for item in items]
 

@@ -26,7 +26,7 @@ _TIMING: Final = (
 _NO_STORE: Final = b"Cache-Control: no-store\r\n"
 # What is told of the jobs of one batch that came in one moment: that moment, what the worker took
 # (another object for each batch), seconds from then to the answer, the header line.
-_Told = tuple[float, Timing, float, bytes]
+_TimingLine = tuple[float, Timing, float, bytes]
 _PROBES: Final = (b"/health", b"/livez", b"/readyz", b"/metrics")
 
 
@@ -85,11 +85,11 @@ class Front:
         self._probes = {base + path: path[1:].decode() for base in bases for path in _PROBES}
         self._homes = {base + b"/" for base in bases}
         self._id_prefix, self._serial = _id_prefix(), _FIRST_SERIAL
-        self.told: _Told = math.nan, (0.0, 0), 0.0, b""
+        self.timing_line: _TimingLine = math.nan, (0.0, 0), 0.0, b""
 
     def handle(self, request: Request) -> None:
         """Answer a request, now or later."""
-        terms = request.head.note
+        terms = request.head.terms
         if terms is None:
             self._route(request)
             return
@@ -143,20 +143,20 @@ class Front:
 
     def _learn_and_infer(self, request: Request, instance: str) -> None:
         try:
-            request.head.note = self._reader.read(request.head, instance)
+            request.head.terms = self._reader.read(request.head, instance)
         except VentuError as exc:
             request.respond(*self._refusal(exc, request.head, self.clock()))
         else:
             self.handle(request)
 
-    def tell(self, job: InferenceJob, timing: Timing) -> _Told:
+    def make_timing_line(self, job: InferenceJob, timing: Timing) -> _TimingLine:
         """Return what is told of all jobs of a batch that came in one moment."""
         queued_at = job.queued_at
         seconds = self.clock() - queued_at
         waited, (infer, size) = job.released_at - queued_at, timing
         line = _TIMING % (waited * 1e3, infer * 1e3, seconds * 1e3, size)
-        told = self.told = queued_at, timing, seconds, line
-        return told
+        made = self.timing_line = queued_at, timing, seconds, line
+        return made
 
     def _refusal(self, exc: Exception, head: Head, arrived_at: float, id: bytes = b"") -> Answer:
         answer = refusal(exc, self._instances[head.path], head, id)

@@ -6,9 +6,9 @@ import re
 from math import inf
 from typing import TYPE_CHECKING, cast
 
+from .http_base import DEAF, ENDING, IDLE, IN_BODY, IN_HEAD, LISTENING, BaseConnection
 from .http_body import ChunkedBody, SizedBody
 from .http_head import CHUNKED, HEAD_END, Head, Refused
-from .http_line import DEAF, ENDING, IDLE, IN_BODY, IN_HEAD, LISTENING, Line
 from .http_request import SENT, Answer, Request, encode_answer
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ _LINE_BREAKS = re.compile(rb"(?:\r\n)+")
 _NO_HEAD = Head(b"", b"", b"", 1, {}, 0, keep_alive=False)  # of what could not be read
 
 
-class Connection(Line):
+class Connection(BaseConnection):
     """One client: requests in flight, and at most one that is still coming."""
 
     __slots__ = ("_awaits_continue", "_body", "_buffer", "_held", "_incoming", "_pending")

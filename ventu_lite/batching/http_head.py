@@ -9,10 +9,14 @@ readers have approved are kept and found again by their bytes.
 """
 
 import re
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote_to_bytes
 
 from ..errors import ProtocolError
+from ..headers import SANE_ID
+
+if TYPE_CHECKING:
+    from .terms import Terms
 
 HEAD_END = b"\r\n\r\n"
 CHUNKED = -1  # stands where a length would
@@ -24,7 +28,7 @@ _REQUEST_LINE = re.compile(
 _OTHER_VERSION = re.compile(rb"[A-Za-z][^ ]* [^ ]+ HTTP/(?!1\.[01])\d(?:\.\d)?")
 _ABSOLUTE = re.compile(rb"https?://([^/?@]+)([/?].*)?", re.IGNORECASE)
 _HOST = re.compile(rb"(?:[\w.~%!$&'()*+,;=-]*|\[[\w:.%]+\])(?::\d*)?")
-_SANE_ID = re.compile(rb"[A-Za-z0-9._:/+=@~-]{1,128}")
+_SANE_ID = re.compile(SANE_ID.encode())
 
 # The fields that HTTP itself or an inference is about; all others wait in the raw head. A field
 # that may come several times is joined, any other is refused when repeated, even with the same
@@ -65,11 +69,11 @@ class Head:
         keep_alive: Whether the client wants the connection to go on.
         is_judged: Whether llhttp has found the end of a whole request with this head where the
             head says. Nothing in a body of a declared length can change that.
-        note: What the handler has learned from this head, for its next request.
+        terms: What an inference with this head asks for, once that was read.
     """
 
     __slots__ = (
-        "fields", "is_judged", "keep_alive", "length", "method", "minor", "note", "raw", "target",
+        "fields", "is_judged", "keep_alive", "length", "method", "minor", "raw", "target", "terms",
     )  # fmt: skip
 
     def __init__(
@@ -90,7 +94,7 @@ class Head:
         self.length = length
         self.keep_alive = keep_alive
         self.is_judged = False
-        self.note: Any = None
+        self.terms: Terms | None = None
 
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:

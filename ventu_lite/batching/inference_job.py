@@ -58,9 +58,9 @@ class InferenceJob(Job):
     def answered(self, status: int, body: bytes, timing: Timing) -> None:
         """Pass the worker's answer on."""
         front, terms = self.front, self.terms
-        queued_at, batch, seconds, line = front.told
+        queued_at, batch, seconds, line = front.timing_line
         if queued_at != self.queued_at or batch is not timing:
-            _, _, seconds, line = front.tell(self, timing)
+            _, _, seconds, line = front.make_timing_line(self, timing)
         front.metrics.request(status, seconds)
         if status != 200:
             self._rejected(status, body)

@@ -44,11 +44,6 @@ class InferenceThread:
         self._clock = clock
         self._thread: threading.Thread | None = None
 
-    @property
-    def is_current(self) -> bool:
-        """Whether this thread asks."""
-        return threading.current_thread() is self._thread
-
     def start(self) -> None:
         """Start it.
 

@@ -5,6 +5,7 @@ import logging
 import os
 import socket
 import struct
+import time
 from collections.abc import Callable
 from typing import Final, cast
 
@@ -20,6 +21,7 @@ from ..protocol import (
     Results,
     State,
 )
+from ..retries import Reminders
 from ..silence import notice_silence
 from .dispatcher import Dispatcher
 
@@ -55,6 +57,7 @@ class Links:
         on_change: Called with a link when its worker becomes ready for the first time, and when
             it is gone.
         kill: Ends a process of ours that holds a batch for too long.
+        clock: Seconds that never go back.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class Links:
         secret: str | None = None,
         on_change: Callable[["WorkerLink"], None] = log_change,
         kill: Callable[[int], None] = lambda pid: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.dispatcher = dispatcher
         self.address = address
@@ -76,6 +80,7 @@ class Links:
         self.open: set[WorkerLink] = set()
         self._strangers: dict[WorkerLink, None] = {}
         self._is_crowded = False
+        self.reminders = Reminders(clock)
 
     def __call__(self) -> "WorkerLink":
         """Return the protocol of a new connection."""
@@ -103,6 +108,11 @@ class Links:
         """Forget a connection."""
         self.open.discard(link)
         self.recognise(link)
+
+    def warn(self, link: "WorkerLink", complaint: str) -> None:
+        """Say why a connection is closed; of strangers, who try again and again, only seldom."""
+        is_due = link.is_ready or self.reminders.is_due(complaint)
+        log.log(logging.WARNING if is_due else logging.DEBUG, "%r %s", link, complaint)
 
     def _warn_of_crowd(self) -> None:
         """Say once that there are too many, and no more until they are gone."""
@@ -178,7 +188,11 @@ class WorkerLink(asyncio.Protocol):
 
     def eof_received(self) -> None:
         """Close; a worker that sends no more cannot answer."""
-        self.data_received(b"")
+        if self._connection.state is State.CHALLENGED:
+            self._links.warn(self, "left when asked for a proof; set VENTU_WORKER_SECRET there")
+            self.close()
+        else:
+            self.data_received(b"")
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Give its jobs to others."""
@@ -224,6 +238,7 @@ class WorkerLink(asyncio.Protocol):
     def _become_ready(self) -> None:
         self._forget_timer()
         self._links.recognise(self)
+        self._links.reminders.forget()  # perhaps somebody has mended it
         self.is_ready = True
         self._dispatcher.ready(self)
         self._links.on_change(self)
@@ -237,7 +252,7 @@ class WorkerLink(asyncio.Protocol):
     def _fault(self, complaint: str) -> None:
         if self._transport is None:
             return
-        log.warning("%r broke the protocol, its connection is closed: %s", self, complaint)
+        self._links.warn(self, f"broke the protocol, its connection is closed: {complaint}")
         self.close()
 
     def _forget_timer(self) -> None:

@@ -63,7 +63,7 @@ class UnixDoor:
                 stack.pop_all()
         except OSError as exc:
             raise CannotListen(
-                f"cannot listen at unix:{path}: {exc.strerror or exc};"
+                f"cannot listen at unix:{os.path.abspath(path)}: {exc.strerror or exc};"
                 " choose another --unix, in a directory that this user may write to"
             ) from exc
         self.sock.setblocking(False)
@@ -189,12 +189,13 @@ def _clear(path: str) -> None:
         CannotListen: Somebody does, or it is no socket.
         OSError: The directory cannot be looked into.
     """
+    place = os.path.abspath(path)
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise CannotListen(f"{path} is no socket; remove it or choose another --unix")
+        raise CannotListen(f"{place} is no socket; remove it or choose another --unix")
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(1.0)
         try:
@@ -205,7 +206,7 @@ def _clear(path: str) -> None:
             return
         except OSError:  # a full backlog or a missing permission: it is alive
             pass
-    raise CannotListen(f"another program listens at unix:{path}; stop it or choose another --unix")
+    raise CannotListen(f"another program listens at unix:{place}; stop it or choose another --unix")
 
 
 def _identity(path: str) -> tuple[int, int]:

@@ -15,14 +15,13 @@ from functools import partial
 from itertools import count
 from typing import Any, Final
 
-from ..errors import VentuError
 from ..metrics import ServiceMetrics
 from ..outcomes import Rejected
 from ..startup import reset_after_fork
 from ..turns import Turns
 from .inference_thread import InferenceThread
 from .jobs import Failure
-from .local_jobs import Answer, Infer, LocalJob, expired
+from .local_jobs import Infer, Inferred, LocalJob, expired
 from .policy import Policy
 from .shared_queue import SharedQueue, patience
 
@@ -71,6 +70,7 @@ class LocalQueue:
             metrics=metrics,
             clock=clock,
         )
+        self._turns = turns
         name = f"ventu_lite inference {metrics.name}"
         self._make_thread = partial(InferenceThread, infer, turns=turns, name=name, clock=clock)
         self._key = key
@@ -93,7 +93,7 @@ class LocalQueue:
             atexit.register(self.stop)
         self._thread.start()
 
-    def ask(self, item: Any, deadline: float) -> Answer:
+    def ask(self, item: Any, deadline: float) -> Inferred:
         """Have an item inferred, in company if there is some, and wait until its deadline.
 
         Raises:
@@ -101,9 +101,9 @@ class LocalQueue:
             Unavailable: The process is about to end, or has too many threads.
             VentuError: The model asks itself.
         """
-        self._refuse_the_model()
+        self._turns.refuse_holder()
         job = self._make_job(item, deadline, is_alone=True)
-        if isinstance(job, Answer):
+        if isinstance(job, Inferred):
             return job
         queue = self._queue
         try:
@@ -117,14 +117,14 @@ class LocalQueue:
             queue.wake_ups.leave(job)
         return self._answer_of(job)
 
-    def ask_all(self, items: Sequence[Any], deadline: float) -> list[Answer]:
+    def ask_all(self, items: Sequence[Any], deadline: float) -> list[Inferred]:
         """Have items inferred, in one batch or several, and wait until their deadline.
 
         Raises:
             QueueFull: There is no place for all of them; none is inferred.
             Unavailable, VentuError: As ``ask``.
         """
-        self._refuse_the_model()
+        self._turns.refuse_holder()
         asked = [self._make_job(item, deadline, is_alone=False) for item in items]
         jobs = [job for job in asked if isinstance(job, LocalJob)]
         queue = self._queue
@@ -138,11 +138,7 @@ class LocalQueue:
             raise
         return [self._answer_of(one) if isinstance(one, LocalJob) else one for one in asked]
 
-    def _refuse_the_model(self) -> None:
-        if self._thread.is_current:
-            raise VentuError("a batch function must not ask its own service: it waits for it")
-
-    def _make_job(self, item: Any, deadline: float, *, is_alone: bool) -> LocalJob | Answer:
+    def _make_job(self, item: Any, deadline: float, *, is_alone: bool) -> LocalJob | Inferred:
         """Return a job for an item, or the answer if its key cannot be told."""
         job = LocalJob(f"{next(self._serials):036x}", item, deadline, is_in_line=is_alone)
         if self._key is not None:
@@ -152,19 +148,19 @@ class LocalQueue:
             except KeyboardInterrupt:
                 raise
             except BaseException as exc:  # sys.exit() in a key must not end the thread
-                return Answer(Rejected.of(exc), 0.0, 0.0, 0)
+                return Inferred(Rejected.of(exc), 0.0, 0.0, 0)
         return job
 
-    def _answer_of(self, job: LocalJob) -> Answer:
+    def _answer_of(self, job: LocalJob) -> Inferred:
         outcome, size = job.outcome, job.batch_size
         if not size:
             rejected = expired() if type(outcome) is Failure else outcome
-            return Answer(rejected, self._clock() - job.queued_at, 0.0, 0)
+            return Inferred(rejected, self._clock() - job.queued_at, 0.0, 0)
         waited = job.released_at - job.queued_at
         self._metrics.queue_seconds.observe(waited)
         if type(outcome) is Failure:
-            return Answer(expired(), waited, self._clock() - job.released_at, size)
-        return Answer(outcome, waited, job.infer, size)
+            return Inferred(expired(), waited, self._clock() - job.released_at, size)
+        return Inferred(outcome, waited, job.infer, size)
 
     def stop(self) -> None:
         """Take no new jobs, and return when those that are there are done or have expired."""

@@ -14,7 +14,7 @@ from .workers import Batch
 Infer = Callable[[Sequence[Any]], list[Any]]
 
 
-class Answer(NamedTuple):
+class Inferred(NamedTuple):
     """What became of one item.
 
     Attributes:

@@ -11,16 +11,16 @@ from ..turns import Turns
 from .choose import make_policy
 from .direct import AtOnce, OneByOne
 from .local import LocalQueue
-from .local_jobs import Answer
+from .local_jobs import Inferred
 
 
 class Model(Protocol):
     """Calls the model for the items of many threads, together or one by one."""
 
-    def ask(self, item: Any, deadline: float) -> Answer:
+    def ask(self, item: Any, deadline: float) -> Inferred:
         """Have one item inferred; see ``LocalQueue.ask``."""
 
-    def ask_all(self, items: Sequence[Any], deadline: float) -> list[Answer]:
+    def ask_all(self, items: Sequence[Any], deadline: float) -> list[Inferred]:
         """Have items inferred; see ``LocalQueue.ask_all``."""
 
 

@@ -39,6 +39,7 @@ class Options:
         fallback: Answers all other routes.
         on_change: Told when a worker becomes ready or is gone.
         kill: Ends a worker process that holds a batch for too long.
+        why_no_worker: Returns why no worker is ready, "" if all that is known is that none is.
         limits: How long clients may take; how much they may is in the settings.
     """
 
@@ -49,6 +50,7 @@ class Options:
     fallback: Callable[[Request], None] | None = None
     on_change: Callable[[WorkerLink], None] = log_change
     kill: Callable[[int], None] = lambda pid: None
+    why_no_worker: Callable[[], str] = lambda: ""
     limits: Limits = Limits()
 
 
@@ -101,7 +103,7 @@ class BatchingService:
         Raises:
             CannotListen: An address is taken; nothing listens.
         """
-        loop, config = asyncio.get_running_loop(), self.config
+        config = self.config
         with contextlib.ExitStack() as stack:
             http_doors = listen_tcp(config.host, config.port)
             for door in http_doors:
@@ -110,11 +112,9 @@ class BatchingService:
             stack.pop_all()
         for links, doors in zip(self.links, worker_doors, strict=True):
             for door in doors:
-                server = await loop.create_server(links, sock=door, backlog=BACKLOG)
-                self._worker_servers.append(server)
+                self._worker_servers.append(await _serve(links, door))
         for door in http_doors:
-            server = await loop.create_server(self._http, sock=door, backlog=BACKLOG)
-            self._http_servers.append(server)
+            self._http_servers.append(await _serve(self._http, door))
         self.port = http_doors[0].getsockname()[1]
         self.url = f"http://{TCPAddress(config.host, self.port).authority}"
 
@@ -217,6 +217,17 @@ def _home(name: str) -> dict[str, Any]:
             {"method": "POST" if path == "/inference" else "GET", "path": path} for path in paths
         ],
     }
+
+
+async def _serve(connect: Callable[[], asyncio.Protocol], door: socket.socket) -> asyncio.Server:
+    """Let connections in by a door that listens.
+
+    Without uvloop, the backlog is also how many are let in before anybody else's turn, and how
+    often one that finds no free file is told, each time with a retry of its own.
+    """
+    server = await asyncio.get_running_loop().create_server(connect, sock=door, backlog=1)
+    door.listen(BACKLOG)
+    return server
 
 
 @contextlib.asynccontextmanager

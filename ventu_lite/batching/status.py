@@ -30,7 +30,8 @@ class PlainStatus:
         """Why no inference can be answered now, "" if one can."""
         if self._service.ready_workers:
             return ""
-        return self._service.dispatcher.refusal or NO_WORKER
+        service = self._service
+        return service.dispatcher.refusal or service.options.why_no_worker() or NO_WORKER
 
     def health(self, answer: Callable[[bool, dict[str, str]], None]) -> None:
         """Call it healthy when a worker is connected."""

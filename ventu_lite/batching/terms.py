@@ -1,12 +1,11 @@
 """What the head of an inference says, before its body is looked at. No socket, no clock."""
 
-import hmac
-import math
 from functools import lru_cache
 from typing import NamedTuple
 
 from ..config import Codec, CodecSetting, Config
-from ..errors import MalformedPayload, UnsupportedMediaType, VentuError
+from ..errors import MalformedPayload, VentuError
+from ..headers import SEND_KEY, has_key, refuse_encoding, seconds_in
 from ..media_types import own_type, request_codec, response_type
 from .http_head import Head
 
@@ -59,15 +58,16 @@ class TermsReader:
         fields = head.fields
         if head.method != b"POST":
             raise MethodNotAllowed("ask with POST")
-        if self._api_key is not None:
-            _authorize(fields.get(b"authorization", b""), self._api_key)
+        key = self._api_key
+        if key is not None and not has_key(fields.get(b"authorization", b""), key):
+            raise Unauthorized(SEND_KEY)
         content_type = fields.get(b"content-type", b"")
         codec = request_codec(content_type.decode("latin-1"), self._setting)
-        _refuse_encoding(fields.get(b"content-encoding", b""))
+        refuse_encoding(fields.get(b"content-encoding", b"").decode("latin-1"))
         lines = _lines(fields, codec) if codec is not None else b""
         timeout = self._timeout
         if b"x-request-timeout" in fields:
-            timeout = min(timeout, _seconds(fields[b"x-request-timeout"]))
+            timeout = min(timeout, seconds_in(fields[b"x-request-timeout"].decode("latin-1")))
         return Terms(codec, timeout, head.request_id, instance, lines)
 
 
@@ -98,27 +98,3 @@ def _cached_lines(accept: bytes, content_type: bytes, codec: Codec) -> bytes:
     own = own_type(content_type.decode("latin-1"), codec)
     media_type = response_type(accept.decode("latin-1"), own, codec)
     return b"Content-Type: %b\r\nX-Request-ID: " % media_type.encode()
-
-
-def _authorize(header: bytes, key: bytes) -> None:
-    scheme, _, given = header.partition(b" ")
-    if scheme.lower() != b"bearer" or not hmac.compare_digest(given.strip(), key):
-        raise Unauthorized("send the key of this service: Authorization: Bearer KEY")
-
-
-def _refuse_encoding(encoding: bytes) -> None:
-    if encoding and encoding.lower() != b"identity":
-        name = encoding[:100].decode("latin-1")
-        raise UnsupportedMediaType(
-            f"content encoding {name!r} is not read here; send the body as it is"
-        )
-
-
-def _seconds(header: bytes) -> float:
-    try:
-        seconds = 0.0 if b"_" in header else float(header)  # Python alone reads 1_000
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < math.inf:
-        raise MalformedPayload("X-Request-Timeout must be a positive number of seconds")
-    return seconds

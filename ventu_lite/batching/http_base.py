@@ -1,4 +1,4 @@
-"""The line to one HTTP client: its transport, its two deadlines, its end. Knows no requests."""
+"""What a connection is below HTTP: its transport, its deadlines, its end. Knows no requests."""
 
 import asyncio
 import socket
@@ -27,7 +27,7 @@ _TIMES: Final[dict[int, Callable[["Limits"], float]]] = {
 _NO_LINGER: Final = struct.pack("ii", 1, 0)
 
 
-class Line(asyncio.Protocol):
+class BaseConnection(asyncio.Protocol):
     """What ``Connection`` says to its transport, and for how long it waits for the client.
 
     Attributes:

@@ -1,0 +1,92 @@
+"""One worker process, as the process that has started it sees it."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import time
+from collections.abc import Mapping, Sequence
+
+from .retries import FIRST_REMINDER, LONGEST_REMINDER, backoff
+
+log = logging.getLogger(__name__)
+
+
+class Child:
+    """A worker process, from its start to its end. Only for the thread of its event loop.
+
+    Args:
+        process: Just started.
+        number: Its place among the workers.
+        started_at: Just before.
+
+    Attributes:
+        number: As above.
+        pid: Its process id.
+        is_ready: Whether it has asked for a batch.
+    """
+
+    def __init__(self, process: asyncio.subprocess.Process, number: int, started_at: float) -> None:
+        self.number = number
+        self.pid = process.pid
+        self.is_ready = False
+        self._process = process
+        self._started_at = started_at
+
+    @classmethod
+    async def start(
+        cls, command: Sequence[str], number: int, environment: Mapping[str, str]
+    ) -> "Child":
+        """Start one.
+
+        Raises:
+            OSError: There is no such program, no memory, or there are too many processes or files.
+        """
+        started_at = time.monotonic()
+        # A session of its own: Ctrl-C in a terminal is for us, workers are told when it is time.
+        process = await asyncio.create_subprocess_exec(
+            *command, env=environment, start_new_session=True
+        )
+        return cls(process, number, started_at)
+
+    def signal(self, signum: signal.Signals) -> None:
+        """Send it a signal, unless it has ended."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(signum)
+
+    def note_ready(self) -> None:
+        """Take note that it has asked for its first batch."""
+        self.is_ready = True
+        self._tell(f"is ready after {self._age():.2f} s")
+
+    async def wait(self, first_reminder: float = FIRST_REMINDER) -> str:
+        """Wait for its end, and say now and then that it is not ready yet; return how it ended.
+
+        Args:
+            first_reminder: Seconds until that is said for the first time.
+        """
+        end = asyncio.ensure_future(self._process.wait())
+        for seconds in backoff(first_reminder, LONGEST_REMINDER):
+            await asyncio.wait([end], timeout=seconds)
+            if end.done() or self.is_ready:
+                break
+            self._tell(f"is still loading after {self._age():.0f} s")
+        code = await end
+        before = "" if self.is_ready else " before it was ready"
+        return f"(process {self.pid}) {how(code)} after {self._age():.1f} s{before}"
+
+    def _tell(self, what: str) -> None:
+        log.info("worker %d, process %d, %s", self.number, self.pid, what)
+
+    def _age(self) -> float:
+        return time.monotonic() - self._started_at
+
+
+def how(code: int) -> str:
+    """Say how a process has ended that ``asyncio`` gives this exit code."""
+    if code >= 0:
+        return f"ended with exit code {code}"
+    try:
+        return f"was killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"was killed by signal {-code}"

@@ -1,0 +1,91 @@
+"""What the stages hand to each other: do both sides mean one item, or do both mean a list?
+
+Only a plain contradiction is refused: the types of both sides are known, one is a list of the
+other, and no value could be both.
+"""
+
+import inspect
+import typing
+from collections.abc import Iterator, Mapping
+from types import UnionType
+from typing import Any
+
+from .annotations import MISSING
+from .errors import RegistrationError
+from .stages import Stage
+
+
+def refuse_mixed_up(stages: Mapping[str, Stage], request: Any) -> None:
+    """Check that no stage expects a list where it gets one item, or the other way round.
+
+    Args:
+        stages: By slot.
+        request: The type of a request.
+
+    Raises:
+        RegistrationError: One does; the message shows the fix.
+    """
+    for handed, stage in _handovers(stages, request):
+        handed, taken = _plain(handed), _plain(stage.hints.get(stage.parameter, MISSING))
+        if not _is_surely_one(handed):
+            continue
+        if stage.options.batch and taken == handed and not hasattr(taken, "shape"):
+            # An array of arrays is one, too; and what takes it mostly takes a list of them.
+            raise RegistrationError(_takes_one(stage, _name(handed)))
+        if not stage.options.batch and _is_list_of(taken, handed):
+            raise RegistrationError(_takes_list(stage, _name(handed)))
+
+
+def _handovers(stages: Mapping[str, Stage], request: Any) -> Iterator[tuple[Any, Stage]]:
+    """Yield the type of one item that is handed over, and the stage that gets it or a list."""
+    item, post = request, stages.get("postprocess")
+    if pre := stages.get("preprocess"):
+        yield request, pre
+        item = pre.output_type()
+    for infer in [stages[slot] for slot in ("infer", "batch infer") if slot in stages]:
+        yield item, infer
+        if post:
+            yield infer.output_type(), post
+
+
+def _is_surely_one(hint: Any) -> bool:
+    """Whether a type is known, and nothing of that type could be a list of such things."""
+    kind = typing.get_origin(hint) or hint
+    if kind is list:
+        return any(_is_surely_one(_plain(part)) for part in typing.get_args(hint))
+    is_known = inspect.isclass(kind) and kind not in (Any, UnionType)
+    return is_known and not _is_related_to_list(kind)
+
+
+def _is_related_to_list(kind: type) -> bool:
+    try:
+        return issubclass(list, kind) or issubclass(kind, list)
+    except TypeError:  # a protocol, which a list may fulfil, or a TypedDict
+        return not hasattr(kind, "__total__")
+
+
+def _is_list_of(hint: Any, element: Any) -> bool:
+    parts = typing.get_args(hint)
+    return typing.get_origin(hint) is list and _plain(parts[0]) == element
+
+
+def _plain(hint: Any) -> Any:
+    return typing.get_args(hint)[0] if typing.get_origin(hint) is typing.Annotated else hint
+
+
+def _name(hint: Any) -> str:
+    return repr(hint) if typing.get_origin(hint) else hint.__name__
+
+
+def _takes_list(stage: Stage, item: str) -> str:
+    said = f"{stage.where} takes list[{item}], but gets one {item} at a time."
+    if stage.kind == "infer":
+        return f"{said} Did you mean @service.infer(batch=True)? Else annotate it with {item}."
+    return f"{said} Write it for one, and annotate it with {item}: only infer can take a list."
+
+
+def _takes_one(stage: Stage, item: str) -> str:
+    return (
+        f"{stage.where} takes one {item}, but with batch=True it gets a list of them."
+        f" Write it for list[{item}], or leave batch=True out."
+    )

@@ -1,0 +1,102 @@
+"""What ``check`` found, in words: a table, what is broken, and advice."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from .examples import Probe
+
+# Beyond this share of the best throughput a larger batch only makes clients wait longer.
+_ENOUGH: Final = 0.9
+
+_PASSED: Final = "passed: the answers are the same alone, in a batch, and beside a bad item"
+_FAILED: Final = "failed: correct what is BROKEN above"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long one batch took.
+
+    Attributes:
+        size: Items in it.
+        seconds: The best of some runs, all stages.
+    """
+
+    size: int
+    seconds: float
+
+    @property
+    def per_second(self) -> float:
+        """Items per second of one worker that always has such a batch."""
+        return self.size / self.seconds if self.seconds else float("inf")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found.
+
+    Attributes:
+        complaints: What is wrong with the answers; empty if nothing is.
+        remarks: What could not be checked, and advice.
+        timings: One for each batch size, smallest first.
+    """
+
+    complaints: list[str]
+    remarks: list[str]
+    timings: list[Timing]
+
+    def lines(self) -> Iterator[str]:
+        """Yield the report as text."""
+        yield f"{'batch size':>10}  {'ms/batch':>10}  {'ms/item':>10}  {'items/s':>10}"
+        for timing in self.timings:
+            each = timing.seconds * 1e3
+            yield (
+                f"{timing.size:>10}  {each:>10.3f}  {each / timing.size:>10.3f}"
+                f"  {timing.per_second:>10.0f}"
+            )
+        yield from (f"BROKEN: {complaint}" for complaint in self.complaints)
+        yield from (f"note: {remark}" for remark in self.remarks)
+        yield _FAILED if self.complaints else _PASSED
+
+
+def remarks_on(
+    probes: Sequence[Probe], timings: Sequence[Timing], *, is_batch: bool, timeout: float
+) -> list[str]:
+    """Return what could not be checked, and advice.
+
+    Args:
+        probes: The examples.
+        timings: One for each batch size, smallest first.
+        is_batch: Whether there is a batch function.
+        timeout: The setting.
+    """
+    remarks = []
+    if len({probe.payload for probe in probes}) < 2:
+        remarks.append("with one example the order of answers cannot be checked; give two")
+    largest = timings[-1]
+    if largest.seconds > timeout:
+        remarks.append(
+            f"a batch of {largest.size} takes {largest.seconds:.3g} s, longer than the timeout of"
+            f" {timeout:g} s; raise timeout or lower max_batch_size"
+        )
+    if is_batch:
+        remarks.append(_advice(timings))
+    return remarks
+
+
+def _advice(timings: Sequence[Timing]) -> str:
+    best = max(timing.per_second for timing in timings)
+    gain = best / timings[0].per_second
+    enough = next(t for t in timings if t.per_second >= _ENOUGH * best)
+    if gain < 1.2:
+        return (
+            f"a batch gets through only {gain:.2f} × as many items per second as one by one:"
+            " a plain @service.infer would do as well"
+        )
+    said = f"batches get through {gain:.1f} × as many items per second as one by one"
+    if enough is timings[-1]:
+        return f"{said}, the largest most: a larger max_batch_size may bring more"
+    return (
+        f"{said}, and those of {enough.size} through {_ENOUGH:.0%} of that:"
+        f" max_batch_size={enough.size} keeps answers quick"
+    )
