@@ -81,6 +81,7 @@ class AdaptiveWait:
     _AT_STAKE: Final = 3.0  # fixed parts of a batch; 5 does nearly as well
     _MEMORY: Final = 5.0  # batch times over which the rate of arrivals is averaged
     _SHORTEST: Final = 1e-6  # seconds from which a rate can be told
+    _IN_TIME: Final = 5e-4  # seconds: about what a turn of a busy event loop takes
     _LATE_WEIGHT: Final = 0.1  # of the latest wait in how late waits end
     _LATE_KEPT: Final = 0.98  # from batch to batch: now and then it has to be tried again
     _LOOKED_AT: Final = 8  # busy workers: the oldest batches are likely to end first
@@ -153,7 +154,7 @@ class AdaptiveWait:
             return self._due_at
         if self._asked and self._asked[0] < self._due_at <= now:
             late = min(now - self._due_at, self.max_wait)  # no worker may have been there
-            self._late += self._LATE_WEIGHT * (late - self._late)
+            self._late += self._LATE_WEIGHT * (max(0.0, late - self._IN_TIME) - self._late)
         self._asked = asked
         self._notice_wait(since, now)
         limit = since + self.max_wait
