@@ -133,6 +133,34 @@ def test_jobs_that_wait_when_the_worker_comes_free_wait_for_the_answered_clients
     assert ask(policy, now, waiting=8) == pytest.approx(0.3 * MS)
 
 
+def after_loop_in_two_parts(clients: int) -> tuple[AdaptiveWait, float]:
+    """Return a policy that knows a loop of which any part comes first, the others 0.4 ms later."""
+    policy, now, rng = AdaptiveWait(10 * MS), 100.0, random.Random(3)
+    for _ in range(200):
+        first, here = now + 0.5 * MS, rng.randint(1, clients)
+        for _ in range(here):
+            policy.job_arrived(first)
+        ask(policy, first, waiting=here)
+        policy.batch_released(here, first)
+        for _ in range(clients - here):
+            policy.job_arrived(first + 0.4 * MS)
+        now = first + FIXED + EACH * clients
+        policy.batch_finished(clients, FIXED + EACH * clients, now)
+    return policy, now
+
+
+@pytest.mark.parametrize(("here", "least", "most"), [(4, 0.3, 1.0), (16, 0.0, 0.0)])
+def test_who_is_missing_of_a_loop_is_waited_for_and_nobody_else(
+    here: int, least: float, most: float
+) -> None:
+    policy, now = after_loop_in_two_parts(16)
+    first = now + 0.5 * MS
+    for _ in range(here):
+        policy.job_arrived(first)
+
+    assert least * MS <= ask(policy, first, waiting=here) <= most * MS
+
+
 def after_late_waits(late: float, times: int) -> tuple[AdaptiveWait, float, float]:
     """Return a policy whose waits ended late, when its batch finished, and the first wait."""
     policy, now = after_half_batches()

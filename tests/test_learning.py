@@ -1,6 +1,8 @@
 """What an adaptive wait learns of batches and of arrivals."""
 
 import random
+from bisect import bisect_right
+from collections.abc import Callable
 
 import pytest
 
@@ -118,7 +120,7 @@ def test_a_model_that_took_no_time_may_take_some_later() -> None:
 
 def observe(arrivals: Arrivals, times: list[float], seconds: float, *, rate: float = 0.0) -> None:
     """Let the event happen at 0 and jobs come after it."""
-    arrivals.start(0.0)
+    arrivals.start(0.0, 0)
     for at in times:
         n = max(n for n, edge in enumerate(arrivals.edges) if edge <= at)
         arrivals.counts[n] += 1
@@ -205,3 +207,39 @@ def test_bins_reach_beyond_the_longest_wait(max_wait: float, last: float) -> Non
     assert edges[0] == 0
     assert edges[-1] == pytest.approx(last, rel=0.01)
     assert len(edges) < 32
+
+
+def after_rounds(later: Callable[[int], int]) -> Arrivals:
+    """Return what is known when 0 to 8 jobs are there at the event and some come 0.4 ms later."""
+    arrivals, rng = Arrivals(EDGES), random.Random(3)
+    for n in range(400):
+        here = rng.randrange(9)
+        arrivals.start(n * 1.0, here)
+        arrivals.released(n * 1.0)
+        arrivals.counts[bisect_right(arrivals.edges, 0.4 * MS) - 1] += later(here)
+        arrivals.stop(n + 0.5, 8.0)
+    return arrivals
+
+
+def test_who_is_missing_in_a_loop_comes_and_nobody_else() -> None:
+    arrivals = after_rounds(lambda here: 8 - here)
+    assert arrivals.made_up > 0.9
+    arrivals.start(0.0, 0)
+    assert arrivals.still_coming(0.0) == pytest.approx(4.0, abs=1.0)
+    arrivals.start(0.0, 8)
+    assert arrivals.still_coming(0.0) == pytest.approx(-4.0, abs=1.0)
+
+
+def test_who_is_missing_in_a_stream_is_not_made_up_for() -> None:
+    rng = random.Random(4)
+    arrivals = after_rounds(lambda here: rng.randrange(9))
+    assert arrivals.made_up < 0.25
+
+
+def test_what_was_not_seen_for_long_enough_teaches_nothing_about_the_missing() -> None:
+    arrivals = Arrivals(EDGES)
+    for n in range(100):
+        arrivals.start(n * 1.0, n % 9)
+        arrivals.released(n + 1 * MS)
+        arrivals.stop(n + 2 * MS, 8.0)
+    assert arrivals.made_up == 0.0

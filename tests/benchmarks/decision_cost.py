@@ -29,6 +29,7 @@ def trained(clients: int, think: float) -> tuple[AdaptiveWait, float]:
         back = sorted(now + rng.expovariate(1 / think) for _ in range(clients))
         for at in back:
             policy.job_arrived(at)
+        policy.batch_released(clients, back[clients // 2])  # who is late then comes soon
         now = back[-1] + 0.005 + clients * 0.0002
         policy.batch_finished(clients, now - back[-1], now)
     return policy, now

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
-from .learning import Arrivals, BatchTime, bin_edges
+from .learning import SOON, Arrivals, BatchTime, bin_edges
 from .policy import Running
 
 
@@ -51,7 +51,9 @@ class AdaptiveWait:
 
     With one worker nobody is sure to be in the next batch, so company saves the fixed part of a
     batch and no more. And those expected during this one would all go later too: each counts for
-    0.3 of a waiting job.
+    0.3 of a waiting job. A loop of clients around one worker is seen to be one: who has not come
+    yet will come, and when all are there nobody is waited for (see ``Arrivals``). With several
+    workers, who is missing may wait for the answer of another.
 
     **Spreading.** Several workers that each take a job as it comes are soon all busy with batches
     of one, and the rest waits. They just never run out if each batch has *n* jobs, where *n* jobs
@@ -84,7 +86,7 @@ class AdaptiveWait:
     _IN_TIME: Final = 5e-4  # seconds: about what a turn of a busy event loop takes
     _LATE_WEIGHT: Final = 0.1  # of the latest wait in how late waits end
     _LATE_KEPT: Final = 0.98  # from batch to batch: now and then it has to be tried again
-    _LOOKED_AT: Final = 8  # busy workers: the oldest batches are likely to end first
+    _LOOKED_AT: Final = 5  # busy workers: the oldest batches are likely to end first
 
     def __init__(self, max_wait: float) -> None:
         self.max_wait = max_wait
@@ -124,8 +126,9 @@ class AdaptiveWait:
         arrivals.counts[self._bin] += 1
 
     def batch_released(self, size: int, now: float) -> None:
-        """Forget some of how late waits have ended."""
+        """Learn who is missing, and forget some of how late waits have ended."""
         self._late *= self._LATE_KEPT
+        self._arrivals.released(now)
 
     def batch_finished(self, size: int, seconds: float, now: float) -> None:
         """Learn how long batches take, how many jobs come, and when."""
@@ -135,7 +138,7 @@ class AdaptiveWait:
             self._rate += self._share(elapsed) * (self._arrived / elapsed - self._rate)
             self._arrived, self._rate_at = 0, now
         self._arrivals.stop(now, self._rate)
-        self._listen(self._after_batch, now)
+        self._listen(self._after_batch, now, 0)
         self._asked = ()
 
     def due_at(
@@ -156,7 +159,7 @@ class AdaptiveWait:
             late = min(now - self._due_at, self.max_wait)  # no worker may have been there
             self._late += self._LATE_WEIGHT * (max(0.0, late - self._IN_TIME) - self._late)
         self._asked = asked
-        self._notice_wait(since, now)
+        self._notice_wait(since, now, waiting)
         limit = since + self.max_wait
         is_alone = idle + len(busy) == 1
         wanted, spread_at = (
@@ -171,7 +174,7 @@ class AdaptiveWait:
         self._numbers = (waiting, room, wanted, expected, loss, gain, self._due_at - now)
         return self._due_at
 
-    def _notice_wait(self, since: float, now: float) -> None:
+    def _notice_wait(self, since: float, now: float, waiting: int) -> None:
         """If a first job came to an idle worker, listen to what follows that.
 
         What led to it is forgotten: it says nothing of what follows a batch while jobs wait.
@@ -182,12 +185,12 @@ class AdaptiveWait:
         if since > self._arrivals.started_at:
             if self._arrivals is self._after_first:
                 self._after_first.stop(now, self._rate)
-            self._listen(self._after_first, now)
+            self._listen(self._after_first, now, waiting)
 
-    def _listen(self, arrivals: Arrivals, now: float) -> None:
+    def _listen(self, arrivals: Arrivals, now: float, here: int) -> None:
         """From now on, count jobs as those that follow an event of this kind."""
         self._arrivals, self._bin_at = arrivals, -1.0
-        arrivals.start(now)
+        arrivals.start(now, here)
 
     def _share(self, elapsed: float) -> float:
         """Return how much these seconds count in the rate of arrivals."""
@@ -237,28 +240,37 @@ class AdaptiveWait:
     ) -> tuple[float, float, float]:
         """Return the jobs expected, the gain and the end of the wait that gains most."""
         arrivals = self._arrivals
-        zero = arrivals.started_at
+        zero, edges = arrivals.started_at, arrivals.edges
         start = elapsed = now - zero
-        edges, totals = arrivals.edges, arrivals.totals
         first, beyond = bisect_right(edges, elapsed), bisect_right(edges, limit - zero)
+        ends, totals = edges[first:beyond], arrivals.totals[first:beyond]
+        if not ends:
+            return 0.0, 0.0, now
         # Jobs are counted from the event on here: those who came until now stand in ``before``.
         earlier = before = arrivals.within(first - 1, elapsed)
+        missing = arrivals.still_coming(before) if is_alone and arrivals.made_up else 0.0
         during = arrivals.until(elapsed + loss)
         most, own = room + before, waiting - before
         later = during if is_alone else 0.0
         others = 0.0 if is_alone else min(during - before, waiting + room)
         worth = self._worth(waiting, loss, others)
-        top = worth * ((most if most < totals[beyond - 1] else totals[beyond - 1]) - before)
+        top = totals[-1] + missing
+        top = worth * ((most if most < top else top) - before)
+        pace = missing / (elapsed + SOON)
+        caught_up = 2 * elapsed + SOON if missing > 0 else 0.0
         gain = best_total = best_end = 0.0
+        less = self._LATER
         cost = waiting * self._late
-        for end, total in zip(edges[first:beyond], totals[first:beyond], strict=True):
+        for end, total in zip(ends, totals, strict=True):
             if cost >= top - gain:
                 break
+            if missing:
+                total += pace * (end - elapsed) if end < caught_up else missing
             cost += (own + (earlier + total) / 2) * (end - start)
             start, earlier = end, total
             gains = worth * ((total if total < most else most) - before) - cost
             if later > total:
-                gains -= self._LATER * (later - total) * (end - elapsed)
+                gains -= less * (later - total) * (end - elapsed)
             if gains > gain:
                 gain, best_total, best_end = gains, total, end
         return (best_total - before, gain, zero + best_end) if gain else (0.0, 0.0, now)

@@ -1,6 +1,6 @@
 """What an adaptive wait learns: how long batches take, and when jobs come. No clock, no I/O."""
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from itertools import accumulate
 from operator import mul
 from typing import Final
@@ -10,9 +10,14 @@ _WEIGHT: Final = 0.1  # of the latest batch in what is learned: about the last 2
 #: Where the bins of time after an event end: fine where clients in a closed loop come back, which
 #: takes 1 to 3 ms where many are answered one after the other.
 _EDGES_MS: Final = (
-    *(0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.25, 1.5, 1.75),
-    *(2, 2.25, 2.5, 3, 4, 5, 6, 8, 10),
+    *(0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5),
+    *(2, 2.5, 3, 4, 5, 6, 8, 10),
 )
+
+
+#: Those who are missing come in as much time again as has passed since the event, and so many
+#: seconds: a turn of a busy event loop.
+SOON: Final = 5e-4
 
 
 class BatchTime:
@@ -66,20 +71,29 @@ class Arrivals:
 
     A bin that was seen in part, because the next event came, counts in part.
 
+    A closed loop has the same clients each time: when fewer have come than usual, the others will
+    come soon, and when all have, nobody will. In a stream those who are missing are not made up
+    for. Which it is, is learned: what was missing at the release of a batch is compared with what
+    came then beyond what was expected, in as much time again and ``SOON``.
+
     Attributes:
         edges: Where bins begin, in seconds after the event; the last one has no end.
         counts: Jobs per bin since the event; the caller adds them.
+        made_up: How much of what is missing comes later: 0 in a stream, 1 in a loop.
         started_at: When the event was.
+        totals: Jobs expected from the event until each edge.
     """
 
     __slots__ = (
-        *("_counted", "_per_second", "_seen", "_totals", "_widths"),
-        *("counts", "edges", "started_at"),
+        *("_counted", "_covariance", "_here", "_per_second", "_release", "_seen", "_usually_here"),
+        *("_variance", "_widths", "counts", "edges", "made_up", "started_at", "totals"),
     )
 
     # Of a bin that much is seen if a job came: else one at its start, always, is infinite.
     _LEAST: Final = 0.5
     _PRIOR: Final = 0.3  # how much of a seen bin the plain rate of arrivals counts
+    _SLOWLY: Final = 0.05  # weight of the latest batch in ``made_up``: most of it is noise
+    _NOISE: Final = 0.1  # jobs squared; so little is missing where nothing is
 
     def __init__(self, edges: list[float]) -> None:
         self.edges = edges
@@ -89,17 +103,53 @@ class Arrivals:
         self._counted = [0.0] * len(edges)
         self._seen = [0.0] * len(edges)
         self._per_second = [0.0] * len(edges)
-        self._totals: list[float] = []
+        self.totals = [0.0] * len(edges)
+        self._here, self._usually_here = 0, 0.0
+        self._release: tuple[float, int, float, float] | None = None
+        self._variance = self._covariance = self.made_up = 0.0
 
-    def start(self, now: float) -> None:
-        """Take note of the event."""
+    def start(self, now: float, here: int) -> None:
+        """Take note of the event, and of how many of those who are counted are there already."""
+        self._usually_here += _WEIGHT * (self._here - self._usually_here)
+        self._here = here
         self.started_at = now
         self.counts = [0] * len(self.edges)
+
+    def still_coming(self, expected: float) -> float:
+        """Return how many more than expected will come soon, or fewer than expected at all.
+
+        Args:
+            expected: Jobs that were expected until now.
+        """
+        return self.made_up * (self._usually_here - self._here + expected - sum(self.counts))
+
+    def released(self, now: float) -> None:
+        """Take note of what is missing when a batch is released, the first after the event."""
+        if self._release is None:
+            elapsed = now - self.started_at
+            came, expected = sum(self.counts), self.until(elapsed)
+            missing = self._usually_here - self._here + expected - came
+            self._release = elapsed, came, expected, missing
+
+    def _learn_made_up(self, elapsed: float) -> None:
+        """Learn how much of what was missing has come since, if that was seen for long enough."""
+        release, self._release = self._release, None
+        if release is None:
+            return
+        released, came, expected, missing = release
+        end = bisect_left(self.edges, 2 * released + SOON)
+        if end == len(self.edges) or elapsed < self.edges[end]:
+            return
+        more = sum(self.counts[:end]) - came - (self.totals[end] - expected)
+        self._variance += self._SLOWLY * (missing * missing - self._variance)
+        self._covariance += self._SLOWLY * (missing * more - self._covariance)
+        self.made_up = min(max(self._covariance / (self._variance + self._NOISE), 0.0), 1.0)
 
     def stop(self, now: float, rate: float) -> None:
         """Learn from what came since ``start``; ``rate`` is that of all arrivals per second."""
         edges, counted, seen = self.edges, self._counted, self._seen
         elapsed = now - self.started_at
+        self._learn_made_up(elapsed)
         for n, width in enumerate(self._widths):
             start = edges[n]
             if elapsed <= start:
@@ -111,15 +161,8 @@ class Arrivals:
             jobs = (counted[n] + self._PRIOR * rate * width) / (seen[n] + self._PRIOR)
             self._per_second[n] = jobs / width
         self._per_second[-1] = rate
-        self._totals = []
-
-    @property
-    def totals(self) -> list[float]:
-        """Jobs expected from the event until each edge."""
-        if not self._totals:  # full batches go unasked
-            jobs = map(mul, self._per_second, self._widths)
-            self._totals = list(accumulate(jobs, initial=0.0))
-        return self._totals
+        jobs_per_bin = map(mul, self._per_second, self._widths)
+        self.totals = list(accumulate(jobs_per_bin, initial=0.0))
 
     def until(self, elapsed: float) -> float:
         """Return how many jobs are expected from the event until so many seconds after it."""
