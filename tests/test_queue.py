@@ -524,7 +524,7 @@ class TestDeaths:
         queue.lose("ann", 1.0)
 
         assert outcomes(queue) == {"a": UNSERVED, "b": UNSERVED}
-        assert UNSERVED.detail == "the deadline of the job has passed; no worker is connected"
+        assert UNSERVED.detail == "the deadline of the job has passed; no worker was ready"
         assert queue.waiting == 0
 
     def test_a_retried_job_expires_like_any_other(self) -> None:

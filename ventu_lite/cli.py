@@ -22,6 +22,7 @@ from .options import (
     CANNOT_LISTEN,
     CRASHED,
     batching_options,
+    examples,
     exits,
     fail,
     listening_address,
@@ -36,19 +37,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_EPILOG = """\b
-Examples:
-  flask --app samples/sentiment.py run
-  python -m ventu_lite --app samples/sentiment.py serve --workers 2
-  python -m ventu_lite batching --unix batching.socket
-  python -m ventu_lite --app samples/sentiment.py worker --unix batching.socket
-  python -m ventu_lite --app samples/sentiment.py check
-"""
-
 group = AppGroup(
     name="ventu_lite",
     help="Serve the model of a Flask app that holds a ventu_lite service.",
-    epilog=_EPILOG,
+    epilog=examples(
+        "flask --app samples/sentiment.py run",
+        "python -m ventu_lite --app samples/sentiment.py serve --workers 2",
+        "python -m ventu_lite batching --unix batching.socket",
+        "python -m ventu_lite --app samples/sentiment.py worker --unix batching.socket",
+        "python -m ventu_lite --app samples/sentiment.py check",
+    ),
     add_default_commands=False,
     add_version_option=False,
 )
@@ -58,9 +56,18 @@ group = click.version_option(package_name="ventu-lite", prog_name="ventu_lite")(
 group.add_command(batching)
 
 
-@group.command(short_help="Run the stages for a batching service.", with_appcontext=False)
-@click.option("--unix", metavar="PATH", help="Where it listens.  [default: batching.socket]")
-@click.option("--tcp", metavar="HOST:PORT", help="Where it listens, on this or another machine.")
+@group.command(
+    short_help="Run the stages for a batching service.",
+    epilog=examples(
+        "python -m ventu_lite worker --unix batching.socket",
+        "python -m ventu_lite --app samples/sentiment.py worker --tcp 127.0.0.1:8765",
+    ),
+    with_appcontext=False,
+)
+@click.option(
+    "--unix", metavar="PATH", help="Where the batching service is.  [default: batching.socket]"
+)
+@click.option("--tcp", metavar="HOST:PORT", help="Where it is, on this or another machine.")
 @click.option("--max-message", metavar="SIZE", help="Largest message to read.  [default: 256MiB]")
 @click.option(
     "--metrics-port",
@@ -86,12 +93,7 @@ def worker(
     """Load the model, then take batches from a batching service until SIGTERM.
 
     The batching service may be started before or after; the worker waits for it.
-
-    \b
-    Examples:
-      python -m ventu_lite worker --unix batching.socket
-      python -m ventu_lite --app samples/sentiment.py worker --tcp 127.0.0.1:8765
-    """  # noqa: D301  # \b is click's mark for lines that it must not wrap
+    """
     if unix is not None and tcp is not None:
         raise click.UsageError("--unix and --tcp exclude each other: a worker joins one service")
     with ended_by_signals():
@@ -147,8 +149,21 @@ def _serve_metrics(host: str, port: int, readiness: "Readiness") -> None:
     log.info("metrics on http://%s/metrics", TCPAddress(host, port).authority)
 
 
-@group.command(short_help="Run everything: batching service and workers.", with_appcontext=False)
-@click.option("--workers", type=click.IntRange(1), default=1, show_default=True)
+@group.command(
+    short_help="Run everything: batching service and workers.",
+    epilog=examples(
+        "python -m ventu_lite serve --workers 2",
+        "python -m ventu_lite --app samples/sentiment.py serve --port 8000 --timeout 30",
+    ),
+    with_appcontext=False,
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Processes, each with a model of its own.",
+)
 @click.option(
     "--devices", metavar="0,1", default="", help="CUDA_VISIBLE_DEVICES of the workers, in turn."
 )
@@ -178,12 +193,7 @@ def serve(
 
     The routes of the service are answered without Flask; all others are those of the app.
     SIGTERM answers what was accepted, then ends.
-
-    \b
-    Examples:
-      python -m ventu_lite serve --workers 2
-      python -m ventu_lite --app samples/sentiment.py serve --port 8000 --timeout 30
-    """  # noqa: D301  # \b is click's mark for lines that it must not wrap
+    """
     with ended_by_signals(), _shared_metrics():
         app, mounted, config = load_service(
             info, service_name, log_level=log_level, log_format=log_format
@@ -212,7 +222,12 @@ def serve(
 
 
 @group.command(
-    short_help="Try the examples in every company, measure batches.", with_appcontext=False
+    short_help="Try the examples alone and in batches, measure batches.",
+    epilog=examples(
+        "python -m ventu_lite check",
+        "python -m ventu_lite --app samples/sentiment.py check",
+    ),
+    with_appcontext=False,
 )
 @app_options
 @log_options
@@ -227,12 +242,7 @@ def check(
     """Run the examples alone and in batches, compare the answers, and measure batches.
 
     Exit code 1 means that an answer is wrong, or depends on what is asked beside it.
-
-    \b
-    Examples:
-      python -m ventu_lite check
-      python -m ventu_lite --app samples/sentiment.py check
-    """  # noqa: D301  # \b is click's mark for lines that it must not wrap
+    """
     _, mounted, _ = load_service(info, service_name, log_level=log_level, log_format=log_format)
     from .check import check as run
 

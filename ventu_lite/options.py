@@ -21,6 +21,12 @@ CANNOT_LISTEN: Final = 3  # an address is taken, or cannot be reached for good
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+def examples(*commands: str) -> str:
+    """Return the end of a help text: commands that work."""
+    lines = "\n".join(f"  {command}" for command in commands)
+    return f"\b\nExamples:\n{lines}"  # \b is click's mark for lines that it must not wrap
+
+
 def fail(message: str, code: int) -> NoReturn:
     """End the process with one line on standard error.
 
@@ -93,7 +99,12 @@ def batching_options(fn: F) -> F:
             type=click.Choice(["adaptive", "fixed"]),
             help="Wait while it is worth it, or always.  [default: adaptive]",
         ),
-        click.option("--capacity", type=int, metavar=count, help="Waiting jobs.  [default: 1024]"),
+        click.option(
+            "--capacity",
+            type=int,
+            metavar=count,
+            help="Jobs that wait; beyond it 429.  [default: 1024]",
+        ),
         click.option(
             "--timeout", type=float, metavar=seconds, help="From request to 504.  [default: 5]"
         ),
@@ -103,10 +114,18 @@ def batching_options(fn: F) -> F:
             metavar=seconds,
             help="A worker that holds a batch longer is cut off.  [default: as --timeout]",
         ),
-        click.option("--max-body", metavar=size, help="Of one request.  [default: 10MiB]"),
-        click.option("--max-message", metavar=size, help="Of one batch.  [default: 256MiB]"),
-        click.option("--max-held", metavar=size, help="Of all bodies.  [default: 1GiB]"),
-        click.option("--max-connections", type=int, metavar=count, help="[default: 10000]"),
+        click.option(
+            "--max-body", metavar=size, help="Largest body of one request.  [default: 10MiB]"
+        ),
+        click.option(
+            "--max-message", metavar=size, help="Largest batch, or its results.  [default: 256MiB]"
+        ),
+        click.option(
+            "--max-held", metavar=size, help="All bodies that wait; beyond it 429.  [default: 1GiB]"
+        ),
+        click.option(
+            "--max-connections", type=int, metavar=count, help="Clients.  [default: 10000]"
+        ),
         click.option("--no-retry", is_flag=True, help="Never run the jobs of a dead worker again."),
     )
 

@@ -13,6 +13,7 @@ from ..addresses import Address, TCPAddress
 from ..config import Config
 from ..options import (
     batching_options,
+    examples,
     exits,
     listening_address,
     log_options,
@@ -30,7 +31,14 @@ log = logging.getLogger(__name__)
 _ALL_OF_THIS_MACHINE: Final = frozenset(("0.0.0.0", "::"))
 
 
-@click.command("batching", short_help="Take HTTP, form batches, hand them to workers.")
+@click.command(
+    "batching",
+    short_help="Take HTTP, form batches, hand them to workers.",
+    epilog=examples(
+        "python -m ventu_lite batching --port 8000 --unix batching.socket",
+        "python -m ventu_lite batching --tcp 127.0.0.1:8765 --max-wait 0",
+    ),
+)
 @worker_address_options
 @batching_options
 @log_options
@@ -40,12 +48,7 @@ def batching(unix: str | None, tcp: str | None, no_retry: bool, **flags: Any) ->
 
     Any worker that speaks the protocol of kemingy/batching may join, also later. SIGTERM answers
     what was accepted, then ends.
-
-    \b
-    Examples:
-      python -m ventu_lite batching --port 8000 --unix batching.socket
-      python -m ventu_lite batching --tcp 127.0.0.1:8765 --max-wait 0
-    """  # noqa: D301  # \b is click's mark for lines that it must not wrap
+    """
     with ended_by_signals():
         from ..logs import configure
         from .http import run

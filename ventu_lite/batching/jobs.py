@@ -75,7 +75,7 @@ class Failure:
 
 
 EXPIRED: Final = Failure(504, "expired", "the deadline of the job has passed")
-UNSERVED: Final = Failure(504, "expired", f"{EXPIRED.detail}; no worker is connected")
+UNSERVED: Final = Failure(504, "expired", f"{EXPIRED.detail}; no worker was ready")
 WORKER_DIED: Final = Failure(500, "worker_died", "worker died")
 
 
