@@ -1,5 +1,6 @@
 """Listening sockets: what is replaced, what is refused, and what the error says to do."""
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -104,7 +105,8 @@ def test_a_directory_that_cannot_be_locked_will_do(
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    UnixDoor(path).sock.close()
+    with contextlib.closing(UnixDoor(path).sock) as door:
+        assert door.getsockname() == path
 
 
 def test_a_directory_that_may_not_be_read_will_do(

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 import msgpack
 import pytest
 from peers import MAX_MESSAGE, BatchingPeer, Capture, replay
+from processes import TIMEOUT
 
 from ventu_lite import session as session_module
 from ventu_lite.errors import ProtocolError
@@ -493,7 +494,9 @@ def test_who_does_not_know_the_secret_is_told_once_and_never_counts_as_connected
 def test_stop_before_run(peer: Peer) -> None:
     worker = make_worker(peer.connect)
     worker.stop()
-    worker.run()
+    with running(worker) as thread:
+        thread.join(TIMEOUT)
+        assert not thread.is_alive()
     worker.stop()
 
 
