@@ -189,6 +189,31 @@ def test_waits_that_end_a_little_late_are_still_worth_it() -> None:
     assert ask(policy, now, waiting=24) == pytest.approx(first)
 
 
+def test_who_was_passed_over_was_not_late() -> None:
+    policy, now = after_half_batches()
+    first = ask(policy, now, waiting=24)
+    for _ in range(100):
+        wait = ask(policy, now, waiting=24)
+        policy.passed_over()
+        ask(policy, now + wait + 8 * MS, since=now, waiting=24)
+
+    assert ask(policy, now, waiting=24) == pytest.approx(first)
+
+
+def test_jobs_that_left_were_not_late() -> None:
+    (policy, now), (other, _) = after_half_batches(), after_half_batches()
+    for n in range(100):
+        ask(policy, now, waiting=24)  # they leave before their time has come
+        for one in (policy, other):
+            ask(one, now + 8 * MS + n, since=now + 8 * MS + n, waiting=24)
+
+    later = now + 101
+    for one in (policy, other):
+        one.batch_finished(16, FIXED + EACH * 16, later)
+    assert ask(policy, later, waiting=24) == ask(other, later, waiting=24)
+    assert policy.last_decision == other.last_decision
+
+
 def test_it_is_tried_again_whether_waits_end_late() -> None:
     policy, now, first = after_late_waits(8 * MS, times=20)
     for _ in range(200):

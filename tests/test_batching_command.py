@@ -91,15 +91,14 @@ def test_it_says_how_to_start_a_worker_and_when_none_is_left(
                     third.sendall(READY)
                     third.sendall(third.recv(1000))  # a result looks like a job
                     assert asked.result(TIMEOUT).body == b"1"
-                until(lambda: said(caplog, "no worker is connected any more") == 2)
+                until(lambda: said(caplog, "has left") == 3)
 
     use(service, caplog)
     assert caplog.messages[1] == f"no worker is connected yet; {how}"
     warned = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
     assert [one for one in warned if "any more" in one] == [
-        f"no worker is connected any more; {count} job(s) wait for one, at most 5 s; {how}"
-        for count in (1, 0)
-    ]
+        f"no worker is connected any more; 1 job(s) wait for one, at most 5 s; {how}"
+    ]  # the second time follows too soon to be told
 
 
 def said(caplog: pytest.LogCaptureFixture, words: str) -> int:
@@ -125,8 +124,10 @@ def test_that_the_workers_leave_at_the_end_is_no_warning(
     [
         (UnixAddress("/a b/s"), None, "--unix '/a b/s'"),
         (TCPAddress("127.0.0.1", 8765), None, "--tcp 127.0.0.1:8765"),
-        (TCPAddress("::1", 8765), None, "--tcp [::1]:8765"),
         (TCPAddress("0.0.0.0", 8765), None, "--tcp HOST:8765"),
+        (TCPAddress("0", 8765), None, "--tcp HOST:8765"),
+        (TCPAddress("::0", 8765), None, "--tcp HOST:8765"),
+        (TCPAddress("::1", 8765), None, "--tcp '[::1]:8765'"),
         (TCPAddress("::", 8765), "x", "--tcp HOST:8765 (with the same VENTU_WORKER_SECRET)"),
     ],
 )

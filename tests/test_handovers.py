@@ -27,6 +27,11 @@ class Sized(Protocol):
     def __len__(self) -> int: ...
 
 
+def test_a_bare_list_may_hold_anything() -> None:
+    for bare in (list, list):
+        service_of(str, taking(bare)).compose()
+
+
 def taking(given: Any, returned: Any = float) -> Callable[..., Any]:
     """Return a function of one parameter with these annotations."""
 

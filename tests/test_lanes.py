@@ -4,7 +4,7 @@ import pytest
 
 from ventu_lite.batching.jobs import GARBAGE, JOB_OVERHEAD, Job
 from ventu_lite.batching.lanes import Lane, Lanes
-from ventu_lite.batching.policy import FixedWait
+from ventu_lite.batching.policy import FixedWait, Policy
 
 
 def job(number: int, *, size: int = 0, deadline: float = 9.0, key: object = None) -> Job:
@@ -135,6 +135,19 @@ class TestLanes:
         lanes.take(a, 3.0)
 
         assert (a.idle_since(4.0), b.idle_since(4.0)) == (4.0, 3.0)
+
+    def test_those_that_are_passed_over_are_told(self) -> None:
+        told: list[Policy] = []
+
+        class Listening(FixedWait):
+            def passed_over(self) -> None:
+                told.append(self)
+
+        lanes = Lanes(lambda: Lane(Listening(0), 1, 1000))
+        a, b = (lanes.append(job(n, key=key)) for n, key in enumerate("ab"))
+        lanes.take(a, 3.0)
+
+        assert [policy is b.policy for policy in told] == [True]
 
     def test_only_lanes_without_jobs_are_forgotten(self) -> None:
         """A stranger who chooses the keys must not fill the memory with lanes."""

@@ -196,6 +196,8 @@ class Recorder:
     def job_arrived(self, now: float) -> None:
         self.told.append(("arrived", now))
 
+    def passed_over(self) -> None: ...
+
     def batch_released(self, size: int, now: float) -> None:
         self.told.append(("released", size, now))
 

@@ -73,6 +73,14 @@ class TCPAddress:
             return self.host == "localhost"
 
     @property
+    def is_everywhere(self) -> bool:
+        """Whether it stands for all addresses of this machine."""
+        try:
+            return ipaddress.ip_address(self.host).is_unspecified
+        except ValueError:  # a name, or the short form of 0.0.0.0
+            return self.host == "0"
+
+    @property
     def authority(self) -> str:
         """``HOST:PORT``, with brackets around an IPv6 address."""
         host = f"[{self.host}]" if ":" in self.host else self.host

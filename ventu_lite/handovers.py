@@ -65,8 +65,8 @@ def _is_related_to_list(kind: type) -> bool:
 
 
 def _is_list_of(hint: Any, element: Any) -> bool:
-    parts = typing.get_args(hint)
-    return typing.get_origin(hint) is list and _plain(parts[0]) == element
+    parts = [_plain(part) for part in typing.get_args(hint)]  # none of a bare typing.List
+    return typing.get_origin(hint) is list and parts == [element]
 
 
 def _plain(hint: Any) -> Any:

@@ -113,8 +113,9 @@ class HealthCheck:
     def why_not_ready(self, mode: Mode) -> str:
         """Return why no request can be answered now, "" if one can; begin the set-up if need be.
 
-        A call of a batch function that has lasted longer than a request waits keeps all others
-        waiting, too. What is called for one item hangs in the thread of one request alone.
+        A turn at the batch function that has lasted longer than a request waits keeps all others
+        waiting, too: a call that hangs, or many of ``predict_batch``. What is called for one item
+        hangs in the thread of one request alone.
 
         Args:
             mode: That of the function to which requests come.
@@ -126,9 +127,9 @@ class HealthCheck:
         if seconds <= self._patience:
             self._reminders.forget()
             return ""
-        why = f"a call of the batch function has lasted {seconds:.1f} s"
-        if self._reminders.is_due("a call that lasts"):
-            log.warning("not ready: %s; should it never end, restart this process", why)
+        why = f"the batch function has been in use for {seconds:.1f} s without a pause"
+        if self._reminders.is_due("a long turn"):
+            log.warning("not ready: %s; should a call of it hang, restart this process", why)
         return why
 
     def recent(self, pipeline: Pipeline) -> Health:

@@ -162,9 +162,9 @@ def test_a_batch_function_that_hangs_under_gunicorn_is_told(directory: Path) -> 
         gate = hold(directory, "batch")
         until(lambda: server.infer(b'"x"').status == 504 and bool(come_to(directory, "batch")))
         until(lambda: server.get("/readyz").status == 503)
-        assert b"a call of the batch function has lasted" in server.get("/readyz").body
+        assert b"the batch function has been in use for" in server.get("/readyz").body
         assert server.get("/livez").status == 200
-        server.process.wait_for("not ready: a call of the batch function has lasted")
+        server.process.wait_for("not ready: the batch function has been in use for")
         gate.unlink()
         until(lambda: server.get("/readyz").status == 200)
         until(lambda: server.infer(b'"x"').status == 200)

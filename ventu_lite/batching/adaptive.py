@@ -130,6 +130,10 @@ class AdaptiveWait:
         self._late *= self._LATE_KEPT
         self._arrivals.released(now)
 
+    def passed_over(self) -> None:
+        """Forget when the jobs that wait should have gone: they could not."""
+        self._asked = ()
+
     def batch_finished(self, size: int, seconds: float, now: float) -> None:
         """Learn how long batches take, how many jobs come, and when."""
         self._times.add(size, seconds)
@@ -155,7 +159,7 @@ class AdaptiveWait:
         asked: tuple[float, ...] = (now, since, waiting, room, idle, len(busy))
         if asked == self._asked:
             return self._due_at
-        if self._asked and self._asked[0] < self._due_at <= now:
+        if self._asked and self._asked[0] < self._due_at <= now and self._asked[1] == since:
             late = min(now - self._due_at, self.max_wait)  # no worker may have been there
             self._late += self._LATE_WEIGHT * (max(0.0, late - self._IN_TIME) - self._late)
         self._asked = asked

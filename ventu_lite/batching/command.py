@@ -5,7 +5,8 @@ import logging
 import os
 import shlex
 import sys
-from typing import TYPE_CHECKING, Any, Final
+import time
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,6 +20,7 @@ from ..options import (
     log_options,
     worker_address_options,
 )
+from ..retries import Reminders
 from ..signals import StopSignals, ended_by_signals
 from ..variables import warn_of_unknown_variables
 
@@ -27,8 +29,6 @@ if TYPE_CHECKING:
     from .server import BatchingService
 
 log = logging.getLogger(__name__)
-
-_ALL_OF_THIS_MACHINE: Final = frozenset(("0.0.0.0", "::"))
 
 
 @click.command(
@@ -83,7 +83,7 @@ async def _serve(config: Config, address: Address, *, retry: bool) -> int:
 
 
 class _Staff:
-    """Tells who of the workers comes and goes, and when nobody is left.
+    """Tells who of the workers comes and goes, and when nobody is left; if often, then seldom.
 
     Args:
         service: Whose workers.
@@ -96,6 +96,7 @@ class _Staff:
         self.is_leaving = False
         self._service = service
         self._is_alone = True
+        self._reminders = Reminders(time.monotonic)
 
     def changed(self, link: "WorkerLink") -> None:
         """Take note that a worker has become ready or is gone."""
@@ -109,7 +110,8 @@ class _Staff:
         if not self._is_alone or was_alone or self.is_leaving:
             return
         service = self._service
-        log.warning(
+        log.log(
+            logging.WARNING if self._reminders.is_due("nobody is left") else logging.DEBUG,
             "no worker is connected any more; %d job(s) wait for one, at most %g s; start one: %s",
             service.dispatcher.queue.waiting,
             service.config.timeout,
@@ -120,8 +122,8 @@ class _Staff:
 def how_to_join(address: Address, config: Config) -> str:
     """Return the command that starts a worker for a batching service."""
     if isinstance(address, TCPAddress):
-        anywhere = address.host in _ALL_OF_THIS_MACHINE
-        at = f"--tcp {f'HOST:{address.port}' if anywhere else address.authority}"
+        place = f"HOST:{address.port}" if address.is_everywhere else address.authority
+        at = f"--tcp {shlex.quote(place)}"
     else:
         at = f"--unix {shlex.quote(os.path.abspath(address.path))}"
     secret = " (with the same VENTU_WORKER_SECRET)" if config.worker_secret else ""

@@ -161,6 +161,8 @@ class Lanes:
         """
         for other in self.with_jobs():
             other.passed_over = other.idle_since(idle_since)
+            if other is not lane:
+                other.policy.passed_over()
         jobs = lane.take()
         self.count -= len(jobs)
         return jobs

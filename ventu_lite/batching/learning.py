@@ -112,6 +112,7 @@ class Arrivals:
         """Take note of the event, and of how many of those who are counted are there already."""
         self._usually_here += _WEIGHT * (self._here - self._usually_here)
         self._here = here
+        self._release = None
         self.started_at = now
         self.counts = [0] * len(self.edges)
 

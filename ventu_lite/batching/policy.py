@@ -38,6 +38,9 @@ class Policy(Protocol):
     def batch_released(self, size: int, now: float) -> None:
         """Take note that a worker got a batch of ``size`` jobs."""
 
+    def passed_over(self) -> None:
+        """Take note that the worker went to jobs of another key, however due these were."""
+
     def batch_finished(self, size: int, seconds: float, now: float) -> None:
         """Take note of results: the batch had ``size`` jobs and took ``seconds``.
 
@@ -86,6 +89,9 @@ class FixedWait:
         """Learn nothing."""
 
     def batch_released(self, size: int, now: float) -> None:
+        """Learn nothing."""
+
+    def passed_over(self) -> None:
         """Learn nothing."""
 
     def batch_finished(self, size: int, seconds: float, now: float) -> None:
