@@ -1,6 +1,6 @@
 """Is a sentence positive or negative? DistilBERT answers: the example of ventu's README.
 
-Install with `pip install 'ventu-lite[distilbert]'` (in a clone: `-e '.[distilbert]'`), start with
+In a clone, install with `pip install -e '.[distilbert]'`, start with
 `flask --app samples/distilbert.py run`, then ask:
 `curl localhost:5000/inference -d '{"text": "my cat is very cute"}'`
 

@@ -1,6 +1,6 @@
 """Sentence embeddings with MiniLM, and the embeddings API of OpenAI beside them.
 
-Install with `pip install 'ventu-lite[embedding]'` (in a clone: `-e '.[embedding]'`), start with
+In a clone, install with `pip install -e '.[embedding]'`, start with
 `flask --app samples/embedding.py run`, then ask:
 `curl localhost:5000/inference -d '{"text": "a cat on a mat"}'`
 

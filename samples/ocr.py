@@ -1,6 +1,6 @@
 """Read a line of text in a picture, with the recogniser of RapidOCR.
 
-Install with `pip install 'ventu-lite[ocr]'` (in a clone: `-e '.[ocr]'`), start with
+In a clone, install with `pip install -e '.[ocr]'`, start with
 `flask --app samples/ocr.py run`, then ask:
 `python samples/ocr_client.py`, which posts `line.png`, or the PNG and JPEG files that you name.
 

@@ -1,6 +1,6 @@
 """Is a sentence kind or unkind? VADER, a lexicon of 7,500 rated words, answers.
 
-Install with `pip install 'ventu-lite[samples]'` (in a clone: `-e '.[samples]'`), start with
+In a clone, install with `pip install -e '.[samples]'`, start with
 `flask --app samples/sentiment.py run`, then ask:
 `curl localhost:5000/inference -d '{"text": "my cat is very cute"}'`
 """

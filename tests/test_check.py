@@ -2,10 +2,10 @@
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
-from pydantic import BaseModel, create_model
+from pydantic import BaseModel, Field, create_model
 
 from ventu_lite import ConfigError, Service, VentuError
 from ventu_lite.check import check
@@ -145,10 +145,12 @@ def old_model(name: str, extra: dict[str, Any]) -> type[BaseModel]:
         return create_model(name, __config__=config, text=(str, ...))
 
 
-def test_an_example_under_its_old_name_is_told() -> None:
-    service = Service(
-        "old", request=old_model("Question", {"example": {"text": "x"}}), response=str
-    )
+@pytest.mark.parametrize("is_annotated", [False, True])
+def test_an_example_under_its_old_name_is_told(is_annotated: bool) -> None:
+    question: Any = old_model("Question", {"example": {"text": "x"}})
+    if is_annotated:
+        question = Annotated[question, Field(description="what is asked")]
+    service = Service("old", request=question, response=str)
     service.add_stage("infer", lambda question: question.text)
     with pytest.raises(ConfigError) as caught:
         check(service)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import py_compile
 import re
 import shlex
 import signal
@@ -201,6 +202,9 @@ def test_no_app_is_told_with_a_way_out(invoke: Invoke, args: list[str]) -> None:
         ("samples/cat.py", "{here}/samples has no cat.py; did you mean cats.py?"),
         ("samples/cat", "{here}/samples has no cat; did you mean cats.py?"),
         ("{here}/sample/cats.py", "{here} has no sample; did you mean samples?"),
+        ("./sample.cats", "{here} has no sample.cats; did you mean samples?"),
+        ("samples/notes.py", "{here}/samples has no notes.py; did you mean cats.py?"),
+        ("samples/[a-z]ats", "{here}/samples has no [a-z]ats"),
         # Flask would take the app.py of this directory.
         ("none/app.py:create(a='b')", "{here} has no none"),
     ],
@@ -224,6 +228,22 @@ def test_a_file_may_be_named_in_every_way_of_flask(invoke: Invoke, app: str) -> 
     for file in ("samples/__init__.py", "samples/cats.py"):
         invoke.file(file, ECHO.format(name="here") + "app = service.app")
     assert found(invoke("--app", app, *NONE)) == "here"
+
+
+@pytest.mark.parametrize("app", ["src/parts.lions", "src/parts.lions:app", "./src/parts.lions"])
+def test_a_module_of_a_package_in_a_folder_may_be_named(invoke: Invoke, app: str) -> None:
+    os.makedirs("src/parts")
+    for file in ("src/parts/__init__.py", "src/parts/lions.py"):
+        invoke.file(file, ECHO.format(name="here") + "app = service.app")
+    assert found(invoke("--app", app, *NONE)) == "here"
+
+
+def test_a_file_without_its_source_may_be_named(invoke: Invoke) -> None:
+    os.mkdir("src")
+    invoke.file("src/tigers.py", ECHO.format(name="here") + "app = service.app")
+    py_compile.compile("src/tigers.py", "src/tigers.pyc")
+    os.remove("src/tigers.py")
+    assert found(invoke("--app", "src/tigers", *NONE)) == "here"
 
 
 @pytest.mark.parametrize("app", ["mine", "mine:service", "mine:nothing"])

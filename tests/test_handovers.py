@@ -163,3 +163,36 @@ def test_what_a_batch_function_returns_besides_exceptions_is_one_item() -> None:
     service = service_of(str, taking(list[str], list[float | Exception]), batch=True)
     service.postprocess(taking(float))
     service.compose()
+
+
+# ------------------------------------------------------- lists of which nobody says what they mean
+
+
+@pytest.mark.parametrize("item", [str, Request])
+def test_a_list_for_a_single_request_is_warned_of(item: type) -> None:
+    service = Service("x")
+    service.infer(taking(list[item], list[item]))  # type: ignore[valid-type]
+    with pytest.warns(UserWarning) as caught:
+        service.compose()
+    (told,) = caught
+    assert told.filename == __file__
+    assert re.search(f"stage \\({HERE}:\\d+\\) takes a list, so each single", str(told.message))
+    assert str(told.message).endswith(
+        f"Did you mean @service.infer(batch=True)? Else say Service(request=list[{item.__name__}])"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "request_type", "returned"),
+    [
+        pytest.param({"batch": True}, None, list[str], id="batch"),
+        pytest.param({}, list[str], list[str], id="meant"),
+        pytest.param({}, None, int, id="one answer"),
+    ],
+)
+def test_other_lists_are_not_warned_of(
+    options: dict[str, Any], request_type: Any, returned: Any
+) -> None:
+    service = Service("x", request=request_type)
+    service.add_stage("infer", taking(list[str], returned), **options)
+    assert service.compose()  # a warning would be an error here

@@ -340,7 +340,7 @@ def complaints_of(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [one.getMessage().partition("> ")[2] for one in warned]
 
 
-NO_SECRET = "left when asked for a proof; set VENTU_WORKER_SECRET there"
+NO_SECRET = "left when asked for a proof; is VENTU_WORKER_SECRET set there?"
 WRONG_SECRET = (
     "broke the protocol, its connection is closed: worker does not know the secret,"
     " check its VENTU_WORKER_SECRET"
@@ -348,7 +348,7 @@ WRONG_SECRET = (
 
 
 def test_who_leaves_when_asked_for_a_proof_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
-    """A worker without a secret does; one that looks whether there is anybody says nothing."""
+    """A worker without a secret does, or one that dies; who looks if there is anybody is silent."""
 
     async def test(worker: Stage) -> None:
         await challenge(worker)
@@ -407,6 +407,41 @@ def test_a_worker_that_was_in_is_told_of_each_time(caplog: pytest.LogCaptureFixt
 
     play(test, clock=lambda: 0.0, on_change=lambda link: None)
     assert len(complaints_of(caplog)) == 3
+
+
+def test_a_worker_that_is_in_is_told_of_although_another_one_was(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """With the same fault, and nobody got in between the two."""
+
+    async def test(worker: Stage) -> None:
+        other = await another(worker)
+        for one in (worker, other):
+            await one.says(READY)
+        await turn_until(lambda: worker.links.ready == 2)
+        for one in (worker, other):
+            await one.says(READY)
+            await one.closed()
+        other.writer.close()
+
+    play(test, clock=lambda: 0.0, on_change=lambda link: None)
+    one, other = complaints_of(caplog)
+    assert one == other
+
+
+def test_a_number_makes_no_new_complaint_of_an_old_one(caplog: pytest.LogCaptureFixture) -> None:
+    """Who has as many as he likes does not fill the log."""
+
+    async def test(worker: Stage) -> None:
+        for size in (1025, 1026, 70_000):
+            other = await another(worker)
+            await other.says(size.to_bytes(4, "big"))
+            await other.closed()
+            other.writer.close()
+
+    play(test, clock=lambda: 0.0)
+    (said,) = complaints_of(caplog)
+    assert said.endswith("frame of 1025 bytes, expected at most 1024")
 
 
 async def another(worker: Stage) -> Stage:

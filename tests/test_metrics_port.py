@@ -161,6 +161,31 @@ def test_clients_that_hold_every_place_do_not_keep_a_probe_out(said: bytes) -> N
     until(lambda: threading.active_count() <= before)
 
 
+def test_one_that_does_not_end_when_cut_off_does_not_keep_a_probe_out() -> None:
+    """Those that came after it make room."""
+    is_busy, is_over = threading.Event(), threading.Event()
+
+    def why_not_ready() -> str:
+        is_busy.set()
+        return str(is_over.wait(TIMEOUT))
+
+    port = serve("127.0.0.1", 0, why_not_ready)
+    before = threading.active_count()
+    with contextlib.ExitStack() as stack:
+        stack.callback(is_over.set)
+        crowd = [socket.create_connection(("127.0.0.1", port), TIMEOUT)]
+        crowd[0].sendall(b"GET /readyz HTTP/1.1\r\n\r\n")
+        assert is_busy.wait(TIMEOUT)
+        for _ in range(MOST_CLIENTS * 2):
+            crowd.append(socket.create_connection(("127.0.0.1", port), TIMEOUT))
+        for sock in crowd:
+            stack.enter_context(sock)
+        with Client(port) as client:
+            assert client.get("/livez").status == 200
+        assert threading.active_count() <= before + MOST_CLIENTS
+    until(lambda: threading.active_count() <= before)
+
+
 def test_who_cannot_be_answered_in_time_keeps_the_threads_few() -> None:
     """Where all wait for the same disk, more threads would only wait with them."""
     is_over = threading.Event()

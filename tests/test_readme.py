@@ -2,16 +2,19 @@
 
 import re
 import shlex
+import sys
 from pathlib import Path
 from runpy import run_path
+from types import ModuleType
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 from flask import Flask
 from pydantic.fields import FieldInfo
+from werkzeug.exceptions import UnsupportedMediaType
 
-from ventu_lite import Config
+from ventu_lite import Config, InferenceFailed, InvalidPayload, Service
 from ventu_lite.cli import group
 
 ROOT = Path(__file__).parent.parent
@@ -48,19 +51,56 @@ def test_the_sample_answers_as_it_says() -> None:
     assert f"`{answer}`" in (ROOT / "samples" / "README.md").read_text()
 
 
+def test_a_model_is_loaded_by_setup_and_not_by_the_import() -> None:
+    names = run(blocks("python")[1])
+    assert names["model"] is None
+    answer = names["app"].test_client().post("/inference", json="my cat is very cute")
+    assert answer.json == 0.5095
+    assert names["model"] is not None
+
+
+@pytest.mark.parametrize("name", ["test_the_model", "test_over_http"])
+def test_the_tests_of_the_first_example_pass(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = ModuleType("app")
+    monkeypatch.setitem(sys.modules, "app", app)
+    exec(compile(blocks("python")[0], "app.py", "exec"), app.__dict__)
+    run(blocks("python")[2])[name]()
+
+
+def test_what_predict_and_ask_raise() -> None:
+    service = run(blocks("python")[0])["service"]
+    with pytest.raises(InferenceFailed) as asked:
+        service.ask({"text": "x"})
+    assert asked.value.code == 422
+    answer, misfit = service.predict_batch([{"text": "my cat"}, {"text": "x"}])
+    assert (answer.length, type(misfit)) == (6, InvalidPayload)
+
+
+@pytest.mark.parametrize("raised", [UnsupportedMediaType(), RuntimeError("no")])
+def test_predict_raises_what_a_stage_raised(raised: Exception) -> None:
+    def fail(text: str) -> str:
+        raise raised
+
+    service = Service("fails")
+    service.add_stage("infer", fail)
+    with pytest.raises(type(raised)) as caught:
+        service.predict("text")
+    assert caught.value is raised
+
+
 def test_a_route_of_its_own_asks_the_model() -> None:
-    client = run(blocks("python")[1])["app"].test_client()
+    client = run(blocks("python")[3])["app"].test_client()
     assert client.get("/shout/hello").text == "HELLO!"
 
 
 def test_two_services_live_in_one_app() -> None:
-    client = run(blocks("python")[2])["app"].test_client()
+    client = run(blocks("python")[4])["app"].test_client()
     assert client.post("/one/inference", json="four").json == 4
     assert client.post("/two/inference", json="four").json == "FOUR"
 
 
 def test_the_answer_of_an_example_is_compared() -> None:
-    code = blocks("python")[3]
+    code = blocks("python")[5]
     health = run(code)["service"].health_check().as_dict()
     assert health["inference"] == "OK"
     wrong = run(code.replace('("four", 4)', '("four", 5)'))["service"].health_check().as_dict()
@@ -68,7 +108,7 @@ def test_the_answer_of_an_example_is_compared() -> None:
 
 
 def test_every_python_block_is_tried() -> None:
-    assert len(blocks("python")) == 4
+    assert len(blocks("python")) == 6
 
 
 def test_a_file_that_came_from_ventu_answers() -> None:

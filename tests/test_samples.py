@@ -156,6 +156,16 @@ class TestOCR:
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout.startswith("line.png: A line of text  (")
 
+    def test_the_snippet_of_the_page(
+        self, ocr: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.chdir(ROOT)
+        (code,) = re.findall(
+            r"^```python\n(.*?)^```$", (SAMPLES / "README.md").read_text(), re.M | re.S
+        )
+        exec(code.replace("localhost:5000", f"127.0.0.1:{ocr.port}"), {})
+        assert capsys.readouterr().out.startswith("{'text': 'A line of text', 'confidence': 0.")
+
     def test_its_own_picture(self, ocr: Server) -> None:
         """It warms the model up, and anybody can post it."""
         answer = ocr.infer(

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import socket
+import struct
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -18,6 +19,7 @@ from waiting import turn_until
 from ventu_lite.addresses import Address, TCPAddress, UnixAddress
 from ventu_lite.batching.http import run
 from ventu_lite.batching.http_request import Request
+from ventu_lite.batching.listeners import BACKLOG
 from ventu_lite.batching.server import BatchingService, Options, running
 from ventu_lite.batching.status import PlainStatus
 from ventu_lite.config import Config
@@ -311,6 +313,37 @@ def test_an_end_can_be_hurried() -> None:
             await asking
 
     play(test)
+
+
+def test_a_burst_is_let_in_one_by_one_and_the_rest_may_wait() -> None:
+    """Without uvloop; this one leaves it to the system who is let in when."""
+    from ventu_lite.batching.server import _serve
+
+    turn, came_in = 0, []
+
+    def connect() -> asyncio.Protocol:
+        came_in.append(turn)
+        return asyncio.Protocol()
+
+    async def main(door: socket.socket) -> None:
+        nonlocal turn
+        server = await _serve(connect, door)
+        info = door.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32)
+        (backlog,) = struct.unpack_from("I", info, 28)  # of a socket that listens, it is here
+        assert backlog == min(BACKLOG, int(Path("/proc/sys/net/core/somaxconn").read_text()))
+        clients = [socket.create_connection(door.getsockname()) for _ in range(10)]
+        while len(came_in) < len(clients):
+            turn += 1
+            await asyncio.sleep(0)
+        server.close()
+        for client in clients:
+            client.close()
+        most = max(came_in.count(one) for one in came_in)
+        assert most <= 2  # since Python 3.12, one more than the backlog says
+
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        door.setblocking(False)
+        asyncio.run(asyncio.wait_for(main(door), TIMEOUT))
 
 
 def test_a_door_that_cannot_be_opened_leaves_the_others_closed() -> None:

@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
@@ -329,11 +330,14 @@ def test_a_worker_that_loads_for_long_is_told_of_now_and_then(
         supervisor.worker_is_ready(one)
         supervisor.worker_is_ready(other)
         assert supervisor.loading == []
-        told = len(still_loading(caplog))
+        told = still_loading(caplog)
         supervisor.kill(one)
-        await turn_until(lambda: len(still_loading(caplog)) > told)  # the next one in its place
+        # The next one in its place is told of until the other one would have been, too.
+        await turn_until(lambda: len(still_loading(caplog)) > 2 * len(told))
         assert len(supervisor.loading) == 1
+        later = {int(pid) for _, pid, _ in still_loading(caplog)[len(told) :]}
         await supervisor.stop()
+        assert later.isdisjoint({one, other})
 
     main(test)
     told = still_loading(caplog)
@@ -366,6 +370,29 @@ def test_what_cannot_be_cleared_away_does_not_hold_up_the_end(
         "1 worker(s) did not end in time and are killed",
         "1 worker(s) are not gone after SIGKILL; not waiting for them",
     ]
+
+
+# Starts a worker and stops; what is to be done after its end takes far longer than anybody waits.
+HANGING = """
+import asyncio, sys, time
+from ventu_lite.supervisor import Supervisor
+async def main():
+    command = [sys.executable, "-c", "import time; time.sleep(600)"]
+    supervisor = Supervisor(command, 1, on_end=lambda pid, was_ready: time.sleep(600), patience=0.2)
+    supervisor.start()
+    while not supervisor.loading: await asyncio.sleep(0.01)
+    await supervisor.stop()
+asyncio.run(main())
+"""
+
+
+def test_what_cannot_be_cleared_away_does_not_keep_the_process_from_ending() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", HANGING], timeout=TIMEOUT, capture_output=True, text=True
+    )
+    assert (ended.returncode, ended.stdout) == (0, "")
+    *_, last = ended.stderr.splitlines()
+    assert last == "1 worker(s) are not gone after SIGKILL; not waiting for them"
 
 
 def test_a_worker_that_does_not_end_is_killed(

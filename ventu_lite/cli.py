@@ -241,7 +241,8 @@ def check(
 ) -> None:
     """Run the examples alone and in batches, compare the answers, and measure batches.
 
-    Exit code 1 means that an answer is wrong, or depends on what is asked beside it.
+    Exit code 1 means that an answer is wrong, or depends on what is asked beside it; 2 that nothing
+    could be asked.
     """
     _, mounted, _ = load_service(info, service_name, log_level=log_level, log_format=log_format)
     from .check import check as run

@@ -9,7 +9,7 @@ from .config import Codec, Config
 from .errors import RegistrationError
 from .examples import Probe, find_examples
 from .functions import where_from
-from .handovers import refuse_mixed_up
+from .handovers import refuse_mixed_up, warn_of_lists
 from .isolation import BatchInfer, OnBlameless, SingleInfer
 from .pipeline import Mode, Pipeline
 from .schema_examples import batch_size_in
@@ -141,6 +141,8 @@ def compose(
     )
     responses = Schema(_annotation("response", response, stages, config.name))
     refuse_mixed_up(stages, requests.annotation)
+    if request is None:
+        warn_of_lists(stages)
     codecs: list[Codec] = ["json", "msgpack"] if config.codec == "auto" else [config.codec]
     probes = find_examples(examples, requests, responses, codecs)
     most = largest_batch(stages, config)
@@ -180,17 +182,18 @@ def _annotation(side: Side, given: Any, stages: Mapping[str, Stage], service: st
 
 def _unknown(side: Side, stage: Stage, service: str) -> str:
     """Return why a stage does not tell the schema, and what to write."""
-    kind = side.capitalize()
-    typed = f"list[{kind}]" if stage.options.batch else kind
     name, parameter = stage.name, stage.parameter
+    written = stage.written(parameter if side == "request" else "return")
+    is_one = stage.options.batch and isinstance(written, type) and written is not list
+    kind = written.__name__ if is_one else side.capitalize()
+    typed = f"list[{kind}]" if stage.options.batch else kind
     if side == "request":
         part, shown = "first parameter", f"{name}({parameter}: {typed})"
     else:
         part, shown = "return value", f"{name}(...) -> {typed}"
-    written = stage.written(parameter if side == "request" else "return")
     found = "has no annotation" if written is MISSING else f"says {written!r}, which tells none"
-    if stage.options.batch and isinstance(written, type):
-        found = f"says {written.__name__}, but a batch function has a list there"
+    if is_one:
+        found = f"says {kind}, but a batch function has a list there"
     # A lambda or a builtin cannot be annotated.
     write = f"Write `def {shown}`, or say" if stage.is_annotatable else "Say"
     return (

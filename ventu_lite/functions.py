@@ -22,8 +22,14 @@ def where_is(fn: Callable[..., Any]) -> str:
 
 def where_from() -> str:
     """Return ``file:line`` of the code outside this package that is running now."""
+    file, line = place()
+    return f"{file}:{line}" if line else file
+
+
+def place() -> tuple[str, int]:
+    """Return the file and the line of the code outside this package that is running now."""
     frame = user_frame()
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame else "an unknown place"
+    return (frame.f_code.co_filename, frame.f_lineno) if frame else ("an unknown place", 0)
 
 
 def user_frame() -> FrameType | None:

@@ -6,12 +6,14 @@ other, and no value could be both.
 
 import inspect
 import typing
+import warnings
 from collections.abc import Iterator, Mapping
 from types import UnionType
 from typing import Any
 
 from .annotations import MISSING
 from .errors import RegistrationError
+from .functions import place
 from .stages import Stage
 
 
@@ -34,6 +36,24 @@ def refuse_mixed_up(stages: Mapping[str, Stage], request: Any) -> None:
             raise RegistrationError(_takes_one(stage, _name(handed)))
         if not stage.options.batch and _is_list_of(taken, handed):
             raise RegistrationError(_takes_list(stage, _name(handed)))
+
+
+def warn_of_lists(stages: Mapping[str, Stage]) -> None:
+    """Warn when each request is a list only because a function for one item is written for many.
+
+    Such requests are possible, so who means them says ``request=``, and none of this is asked.
+    """
+    infer = stages.get("infer")
+    if infer is None or "preprocess" in stages or "batch infer" in stages:
+        return
+    taken, returned = infer.hints.get(infer.parameter), infer.hints.get("return")
+    if typing.get_origin(taken) is list and typing.get_origin(returned) is list:
+        warnings.warn_explicit(
+            f"{infer.where} takes a list, so each single request has to be one. Did you mean"
+            f" @service.infer(batch=True)? Else say Service(request={_name(taken)})",
+            UserWarning,
+            *place(),
+        )
 
 
 def _handovers(stages: Mapping[str, Stage], request: Any) -> Iterator[tuple[Any, Stage]]:
@@ -74,7 +94,10 @@ def _plain(hint: Any) -> Any:
 
 
 def _name(hint: Any) -> str:
-    return repr(hint) if typing.get_origin(hint) else hint.__name__
+    if not typing.get_origin(hint):
+        return str(getattr(hint, "__name__", hint))
+    parts = ", ".join(map(_name, typing.get_args(hint)))
+    return f"list[{parts}]" if typing.get_origin(hint) is list else repr(hint)
 
 
 def _takes_list(stage: Stage, item: str) -> str:

@@ -1,6 +1,7 @@
 """The user's file: find the app, load it and the service in it, or say what is wrong and where."""
 
 import difflib
+import glob
 import os
 import re
 import sys
@@ -61,7 +62,9 @@ def app_options(fn: F) -> F:
         allow_from_autoenv=False,
         help="The app, here or before the command.",
     )
-    service = click.option("--service", "service_name", metavar="NAME", help="Which, of several.")
+    service = click.option(
+        "--service", "service_name", metavar="NAME", help="Which service, if the app has several."
+    )
     return app(service(fn))
 
 
@@ -169,7 +172,7 @@ def _require_file(given: str) -> None:
     """
     path = _path_in(given)
     is_path = path.endswith(".py") or os.path.dirname(path)
-    if not is_path or os.path.exists(path) or os.path.exists(f"{path}.py"):
+    if not is_path or os.path.exists(path) or _leads_to_module(path):
         return
     wanted = Path(os.path.abspath(path))
     folder = next(one for one in wanted.parents if os.path.isdir(one))
@@ -177,6 +180,17 @@ def _require_file(given: str) -> None:
     near = " or ".join(_similar(missing, folder))
     hint = f"; did you mean {near}?" if near else ""
     raise ServiceNotFound(f"cannot find the app {given}: {folder} has no {missing}{hint}")
+
+
+def _leads_to_module(path: str) -> bool:
+    """Whether a path without ``.py`` may be one of a module: ``src/app``, ``src/package.app``.
+
+    Its file may be compiled, and may say for which Python: ``app.cpython-311-darwin.so``.
+    """
+    folder, name = os.path.split(path)
+    head = os.path.join(folder, name.partition(".")[0])
+    is_there = os.path.exists(head) or bool(glob.glob(f"{glob.escape(head)}.*"))
+    return is_there and not path.endswith(".py")
 
 
 def _similar(name: str, folder: Path) -> list[str]:

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 # Each client has a thread. One that is slow, or many at a time, must not keep the probes out.
 PATIENCE: Final = 10.0  # seconds from the connection to the end of the answer
 MOST_CLIENTS: Final = 16
-_ROOM_WITHIN: Final = 1.0  # seconds, until the thread of one who is cut off has ended
+_ROOM_WITHIN: Final = 1.0  # seconds, until a thread of those who are cut off has ended
 _NO_STORE: Final = {"Cache-Control": "no-store"}
 _ROUTES: Final = frozenset(("/livez", "/readyz", "/metrics"))
 
@@ -57,7 +57,7 @@ def serve(host: str, port: int, why_not_ready: Callable[[], str]) -> int:
 
 
 class _Server(ThreadingMixIn, WSGIServer):
-    """Cuts off whoever takes too long, and the one who came first when there are too many."""
+    """Cuts off whoever takes too long, and those who came first when there are too many."""
 
     daemon_threads = True
     request_queue_size = 128
@@ -69,13 +69,21 @@ class _Server(ThreadingMixIn, WSGIServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Answer in a thread, as soon as there may be one more."""
-        if len(clients := self._since.copy()) >= MOST_CLIENTS:
-            _cut_off(next(iter(clients)))
-        if not self._places.acquire(timeout=_ROOM_WITHIN):  # they all wait for the same disk
+        if not self._find_place():  # they all wait for the same disk
             self.shutdown_request(request)
             return
         self._since[request] = time.monotonic()
         super().process_request(request, client_address)
+
+    def _find_place(self) -> bool:
+        """Take a place; where there is none, cut off clients until one of them leaves his."""
+        if self._places.acquire(blocking=False):
+            return True
+        for client in self._since.copy():
+            _cut_off(client)
+            if self._places.acquire(timeout=_ROOM_WITHIN / MOST_CLIENTS):
+                return True
+        return False
 
     def shutdown_request(self, request: Any) -> None:
         """End a connection, whatever became of it."""

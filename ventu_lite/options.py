@@ -92,7 +92,7 @@ def batching_options(fn: F) -> F:
             "--max-wait",
             type=float,
             metavar=seconds,
-            help="Longest that an idle worker waits for company for a job.  [default: 0.01]",
+            help="Longest that an idle worker waits for more jobs.  [default: 0.01]",
         ),
         click.option(
             "--max-wait-policy",

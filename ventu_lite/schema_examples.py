@@ -33,8 +33,8 @@ def batch_size_in(schema: Schema) -> Any:
 
 def unread_extra_in(*schemas: Schema) -> str:
     """Say which models call ``json_schema_extra`` as pydantic 1 did; "" if none does."""
-    models = (schema.annotation for schema in schemas)
-    old = [one.__name__ for one in models if "schema_extra" in getattr(one, "model_config", ())]
+    bare = (getattr(one.annotation, "__origin__", one.annotation) for one in schemas)  # Annotated
+    old = [one.__name__ for one in bare if "schema_extra" in getattr(one, "model_config", ())]
     if not old:
         return ""
     return (

@@ -5,9 +5,10 @@ import contextlib
 import logging
 import os
 import signal
+import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Final
 
 from .child import Child
@@ -46,8 +47,9 @@ class Supervisor:
         count: How many.
         devices: One for each worker as ``CUDA_VISIBLE_DEVICES``, round robin; none to leave it.
         environment: Further variables for the workers.
-        on_end: Called, in a thread of its own, for each worker that has ended, with its process id
-            and whether it was ready; another one is started after that.
+        on_end: Called for each worker that has ended, each time in a new thread, with its process
+            id and whether it was ready; the next one in its place is started after that. What it
+            has not done when the process ends is not done.
         on_failure: Called when a worker has ended before it was ready, or could not be started.
         last_words: Returns why a worker with this process id has ended, "" if it did not say.
         patience: Seconds from SIGTERM to SIGKILL, and from that to the end of ``stop``.
@@ -76,9 +78,6 @@ class Supervisor:
         self._last_words = last_words
         self._patience = patience
         self._first_reminder = first_reminder
-        # Not the threads of the loop: who reads the metrics there must not keep a worker from
-        # being started again.
-        self._cleaner = ThreadPoolExecutor(1, "clears away")
         self._stopping = asyncio.Event()
         self._slots: list[asyncio.Task[None]] = []
         self._running: dict[int, Child] = {}
@@ -123,7 +122,6 @@ class Supervisor:
         self._signal_all(signal.SIGTERM)
         if self._slots:
             await self._end_all()
-        self._cleaner.shutdown(wait=False)
 
     async def _end_all(self) -> None:
         _, late = await asyncio.wait(self._slots, timeout=self._patience)
@@ -189,11 +187,31 @@ class Supervisor:
         why = ""
         try:
             why = self._last_words(child.pid)
-            loop = asyncio.get_running_loop()
-            await loop.run_in_executor(self._cleaner, self._on_end, child.pid, child.is_ready)
+            await _in_thread(lambda: self._on_end(child.pid, child.is_ready))
         except Exception:  # another worker has to be started all the same
             log.exception("what worker %d has left cannot be cleared away", child.number)
         return why
+
+
+async def _in_thread(call: Callable[[], None]) -> None:
+    """Call in a thread that nobody else uses, and that does not hold up the end of the process.
+
+    Those of the loop do both: they are busy while somebody reads the metrics there, and they are
+    waited for at the end.
+    """
+    outcome: Future[None] = Future()
+    outcome.set_running_or_notify_cancel()
+
+    def run() -> None:
+        try:
+            call()
+        except Exception as exc:
+            outcome.set_exception(exc)
+        else:
+            outcome.set_result(None)
+
+    threading.Thread(target=run, name="clears away", daemon=True).start()
+    await asyncio.wrap_future(outcome)
 
 
 def _when(delay: float) -> str:

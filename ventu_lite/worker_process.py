@@ -72,6 +72,8 @@ def run_worker(
     )
     end_with_parent()
     with ended_by_signals():
+        if not has_parent():  # else that tells how far its workers are
+            log.info("setting up service %r, which then joins %s", service.name, address)
         runtime.startup.run()
         readiness.is_set_up = True
         with stop_on_signals(worker):

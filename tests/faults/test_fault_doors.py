@@ -190,7 +190,7 @@ doors = pytest.mark.parametrize("how", (UNIX, TCP))
         (
             "",
             "batching service asks for a secret, set VENTU_WORKER_SECRET",
-            "left when asked for a proof; set VENTU_WORKER_SECRET there",
+            "left when asked for a proof; is VENTU_WORKER_SECRET set there?",
         ),
     ],
     ids=["wrong", "none"],

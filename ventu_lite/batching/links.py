@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import re
 import socket
 import struct
 import time
@@ -110,8 +111,11 @@ class Links:
         self.recognise(link)
 
     def warn(self, link: "WorkerLink", complaint: str) -> None:
-        """Say why a connection is closed; of strangers, who try again and again, only seldom."""
-        is_due = link.is_ready or self.reminders.is_due(complaint)
+        """Say why a connection is closed; of strangers, who try again and again, only seldom.
+
+        A complaint with another number, such as the bytes of a frame, is none of its own.
+        """
+        is_due = link.is_ready or self.reminders.is_due(re.sub(r"\d+", "0", complaint))
         log.log(logging.WARNING if is_due else logging.DEBUG, "%r %s", link, complaint)
 
     def _warn_of_crowd(self) -> None:
@@ -189,7 +193,7 @@ class WorkerLink(asyncio.Protocol):
     def eof_received(self) -> None:
         """Close; a worker that sends no more cannot answer."""
         if self._connection.state is State.CHALLENGED:
-            self._links.warn(self, "left when asked for a proof; set VENTU_WORKER_SECRET there")
+            self._links.warn(self, "left when asked for a proof; is VENTU_WORKER_SECRET set there?")
             self.close()
         else:
             self.data_received(b"")
