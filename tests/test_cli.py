@@ -551,9 +551,30 @@ LONG = "x" * 150
         ),
     ],
 )
-def test_a_bad_option_is_told_in_one_line(invoke: Invoke, args: list[str], said: str) -> None:
+def test_a_bad_setting_is_told_in_one_line(invoke: Invoke, args: list[str], said: str) -> None:
     invoke.file("app.py", ECHO.format(name="here") + "app = service.app")
     assert refused(invoke("worker", *args)) == said
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["serve", "--api-key=x"], "Others could read a secret here: set VENTU_API_KEY in"),
+        (["worker", "--worker-secret", "x"], "set VENTU_WORKER_SECRET in the environment."),
+        (["batching", "--api-key", "x"], "set VENTU_API_KEY in the environment."),
+        (["app.py"], "Name the app before the command: python -m ventu_lite --app app.py serve"),
+        (["check", "app.py"], "before the command: python -m ventu_lite --app app.py check"),
+        (["batching", "app.py"], "Got unexpected extra argument (app.py)"),
+        (["serve", "2", "3"], "Got unexpected extra argument (2 3)"),
+        (["serve", "--worker=2"], "No such option"),
+    ],
+)
+def test_what_is_no_option_is_told_where_it_belongs(
+    invoke: Invoke, args: list[str], said: str
+) -> None:
+    result = invoke(*args)
+    assert result.exit_code == 2
+    assert said in result.output.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
@@ -657,7 +678,9 @@ def test_a_worker_waits_for_its_batching_service_and_for_the_next_one(directory:
     at = f"unix:{directory}/batching.socket"
     with slow_worker(directory, "--unix", "batching.socket") as process:
         process.wait_for(
-            f"cannot connect to {at}: No such file or directory; trying again in 0.1 s"
+            f"cannot connect to {at}: No such file or directory "
+            rf"\(is `python -m ventu_lite batching --unix {directory}/batching.socket` running\?\);"
+            " trying again in 0.1 s, then again and again, at most 5 s apart"
         )
         for count in (1, 2):
             with BatchingPeer() as peer:

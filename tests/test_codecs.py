@@ -42,6 +42,10 @@ class Level(enum.IntEnum):
         pytest.param(b"-1.5", "json", id="number"),
         pytest.param(b"true", "json", id="word"),
         pytest.param(b"", "json", id="empty, whose users read JSON errors"),
+        pytest.param(b"my cat", "json", id="text without quotes, the same"),
+        pytest.param(b"\x7fx", "json", id="a number with a tail"),
+        pytest.param(b"\x80x", "msgpack", id="a map with a tail"),
+        pytest.param(b"m", "msgpack", id="a number of one byte"),
         pytest.param(b"\x81\xa1a\x01", "msgpack", id="map"),
         pytest.param(b"\x91\x01", "msgpack", id="msgpack array"),
         pytest.param(b"\xdf\0\0\0\0", "msgpack", id="large map"),
@@ -65,19 +69,21 @@ def test_every_map_and_array_of_msgpack_is_told_from_json(value: Any) -> None:
     [
         pytest.param(b"", "incomplete", id="empty"),
         pytest.param(b"\xa5abc", "incomplete", id="truncated string"),
-        pytest.param(b"\x93\x01", "exceeds", id="truncated array"),
-        pytest.param(b"\x01\x00", "extra", id="a tail"),
-        pytest.param(b"\xc1", "FormatError", id="the byte that means nothing"),
-        pytest.param(b"\x91" * 1100 + b"\x01", "StackError", id="too deep"),
+        pytest.param(b"\x93\x01", "it is cut off", id="truncated array"),
+        pytest.param(b"\x01\x00", "more bytes come after its end", id="a tail"),
+        pytest.param(b"\xc1", "a byte that means nothing", id="the byte that means nothing"),
+        pytest.param(b"\x91" * 1100 + b"\x01", "nested too deeply", id="too deep"),
         pytest.param(b"\xa1\xff", "utf-8", id="bad UTF-8"),
         pytest.param(b"\x81\x01\x01", "int is not allowed for map key", id="integer key"),
         pytest.param(b"\x81\x91\x01\x01", "list is not allowed for map key", id="list as key"),
-        pytest.param(b"\xdd\xff\xff\xff\xff", "4294967295 exceeds", id="a length of 4e9"),
+        pytest.param(
+            b"\xdd\xff\xff\xff\xff", "declares a length that does not fit", id="a length of 4e9"
+        ),
         pytest.param(
             msgpack.packb(msgpack.Timestamp(2**50)), "", id="a date in the year 35 million"
         ),
         pytest.param(b"\xc7\x03\xff\x00\x00\x00", "", id="a Timestamp of three bytes"),
-        pytest.param(b'{"text": "x"}', "extra", id="JSON"),
+        pytest.param(b'{"text": "x"}', "more bytes", id="JSON"),
     ],
 )
 def test_bad_msgpack_is_malformed(payload: bytes, reason: str) -> None:

@@ -25,7 +25,7 @@ from ventu_lite.batching.inference_job import InferenceJob
 from ventu_lite.batching.jobs import Job
 from ventu_lite.batching.links import Links
 from ventu_lite.batching.policy import FixedWait
-from ventu_lite.batching.queue import Queue
+from ventu_lite.batching.queue import UNSERVED, Queue
 from ventu_lite.batching.tally import FrontMetrics
 from ventu_lite.batching.terms import Terms
 from ventu_lite.config import Config
@@ -679,6 +679,27 @@ def test_the_deadline(field: bytes, seconds: float) -> None:
         await turns()
         assert is_problem(client.read(), 504, "deadline")
         assert site.counts() == {"504": 1, "expired": 1}
+
+    play(scenario, timeout=5.0)
+
+
+@pytest.mark.parametrize(
+    ("why_not", "detail"),
+    [
+        ("still loading: worker 1", "the deadline of the job has passed; still loading: worker 1"),
+        ("", UNSERVED.detail),  # one has just become ready
+    ],
+)
+def test_a_deadline_that_passes_while_nobody_is_there(why_not: str, detail: str) -> None:
+    async def scenario(site: Site) -> None:
+        client = Client(site)
+        await client.send(post(JSON))
+        site.status.why_not_ready = why_not
+        site.now += 5.0
+        site.queue.expire(site.now)
+        site.dispatcher.moment()
+        await turns()
+        assert is_problem(client.read(), 504, detail)
 
     play(scenario, timeout=5.0)
 

@@ -193,7 +193,7 @@ def test_while_the_workers_load_it_is_told_so(directory: Path) -> None:
     """By readiness and health as well as in the log; it is another thing than to have no worker."""
     (directory / "wait_in_setup").touch()
     with serve("app", "--workers=2", "--timeout=40", cwd=directory) as server:
-        start = r"starting 2 worker\(s\) of 'odd', requests wait until one is ready"
+        start = r"starting 2 worker\(s\) of 'odd', requests wait for one, at most 40 s"
         server.process.wait_for(start)
         why = "no worker is ready yet, still loading: worker 1, worker 2"
         until(lambda: json.loads(server.get("/readyz").body).get("detail") == why)

@@ -1,6 +1,7 @@
 """What SIGTERM and SIGINT do while a process starts, and while an event loop runs."""
 
 import asyncio
+import logging
 import os
 import signal
 
@@ -13,13 +14,15 @@ SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
 
 
 @pytest.mark.parametrize("signum", SIGNALS)
-def test_a_signal_leaves_the_block(signum: int) -> None:
+def test_a_signal_leaves_the_block(signum: int, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     old = signal.getsignal(signum)
     went_on = []
     with ended_by_signals():
         os.kill(os.getpid(), signum)
         went_on.append(True)
     assert not went_on
+    assert caplog.messages == ["stopped before it was ready"]
     assert signal.getsignal(signum) is old
 
 

@@ -34,7 +34,7 @@ from ventu_lite.retries import LONGEST_DELAY
 from ventu_lite.worker import Worker, _when, connect_tcp, connect_unix, stop_on_signals
 
 A, B = "a" * 36, "b" * 36
-SOON = "trying again in 0.1 s, then at least every 5 s"
+SOON = "trying again in 0.1 s, then again and again, at most 5 s apart"
 
 
 def shout(batch: Batch) -> Results:
@@ -244,10 +244,10 @@ def test_results_too_large_for_a_message_become_500(caplog: pytest.LogCaptureFix
         return Results({id: payload * 100 for id, payload in batch.payloads.items()})
 
     with BatchingPeer() as peer, running(make_worker(peer.connect, answer, max_message=3000)):
-        answered, refused = peer.submit([b"x", b"y" * 40])
+        answered, refused = peer.submit([b"x", b"\xd9\x26" + b"y" * 38])
     assert answered == (200, b"x" * 100)
     assert refused[0] == 500
-    document = msgpack.unpackb(refused[1])  # its payload looks like msgpack
+    document = msgpack.unpackb(refused[1])  # its payload is a string in msgpack
     assert document["detail"] == "the response is too large to be sent"
     (warning,) = warnings_of(caplog)
     assert re.fullmatch(
@@ -351,7 +351,7 @@ def test_a_batching_service_that_is_nowhere_is_told_of_now_and_then(
     worker.run()
     problem = "cannot connect to the peer: No such file or directory; trying again"
     assert warnings_of(caplog) == [
-        f"{problem} in {delay} s, then at least every 5 s" for delay in (0.1, 0.4)
+        f"{problem} in {delay} s, then again and again, at most 5 s apart" for delay in (0.1, 0.4)
     ]
 
 

@@ -3,6 +3,7 @@
 import ipaddress
 import os
 import re
+import shlex
 import sys
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -36,6 +37,11 @@ class UnixAddress:
                 f"the socket path has {size} bytes, a Unix socket allows {MAX_PATH}:"
                 " choose a shorter one, such as /tmp/batching.socket"
             )
+
+    @property
+    def option(self) -> str:
+        """What to write for it on a command line, from anywhere."""
+        return f"--unix {shlex.quote(os.path.abspath(self.path))}"
 
     def __str__(self) -> str:
         """Return where that is, seen from anywhere."""
@@ -85,6 +91,12 @@ class TCPAddress:
         """``HOST:PORT``, with brackets around an IPv6 address."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
+
+    @property
+    def option(self) -> str:
+        """What to write on the command line of one who connects."""
+        place = f"HOST:{self.port}" if self.is_everywhere else self.authority
+        return f"--tcp {shlex.quote(place)}"
 
     def __str__(self) -> str:
         return f"tcp:{self.authority}"

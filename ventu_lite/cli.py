@@ -21,6 +21,7 @@ from .loading import AppGroup, app_options, load_service
 from .options import (
     CANNOT_LISTEN,
     CRASHED,
+    Command,
     batching_options,
     examples,
     exits,
@@ -57,6 +58,7 @@ group.add_command(batching)
 
 
 @group.command(
+    cls=Command,
     short_help="Run the stages for a batching service.",
     epilog=examples(
         "python -m ventu_lite worker --unix batching.socket",
@@ -150,6 +152,7 @@ def _serve_metrics(host: str, port: int, readiness: "Readiness") -> None:
 
 
 @group.command(
+    cls=Command,
     short_help="Run everything: batching service and workers.",
     epilog=examples(
         "python -m ventu_lite serve --workers 2",
@@ -222,6 +225,7 @@ def serve(
 
 
 @group.command(
+    cls=Command,
     short_help="Try the examples alone and in batches, measure batches.",
     epilog=examples(
         "python -m ventu_lite check",

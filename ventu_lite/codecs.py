@@ -35,9 +35,17 @@ from .config import Codec
 from .errors import MalformedPayload, PayloadTooLarge
 
 _JSON_STARTS = frozenset(b' \t\r\n{["-0123456789tfn')
+_LARGEST_FIXINT: Final = 0x7F  # of the numbers that msgpack writes in one byte
 
 # Deeper values cannot be built by the JSON parser either (its limit is 200).
 _UNPACK_ERRORS = (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException)
+
+# What msgpack says in its own terms, or not at all.
+_REASONS: Final[dict[type[Exception], str]] = {
+    msgpack.ExtraData: "more bytes come after its end",
+    msgpack.FormatError: "it has a byte that means nothing",
+    msgpack.StackError: "it is nested too deeply",
+}
 
 _Hook = Callable[[Any], Any]
 
@@ -49,11 +57,14 @@ _MOST_PER_BYTE: Final = 3
 def sniff(payload: bytes) -> Codec:
     """Tell the codec by the first byte, which is enough for all but one-byte msgpack bodies.
 
-    An empty body counts as JSON, whose users read the better error.
+    What is neither counts as JSON, whose users read the better error: an empty body, and text
+    without quotes. In msgpack its first byte would be a small number, and all there is.
 
     Source: the wire protocol, "JSON or msgpack is not announced".
     """
-    return "json" if not payload or payload[0] in _JSON_STARTS else "msgpack"
+    if not payload or payload[0] in _JSON_STARTS:
+        return "json"
+    return "json" if payload[0] <= _LARGEST_FIXINT and len(payload) > 1 else "msgpack"
 
 
 def unpack(payload: bytes, *, max_json: int | None = None) -> Any:
@@ -75,8 +86,17 @@ def unpack(payload: bytes, *, max_json: int | None = None) -> Any:
         list_hook, map_hook = _counting_hooks(max(max_json, len(payload)))
         return msgpack.unpackb(payload, timestamp=3, list_hook=list_hook, object_hook=map_hook)
     except _UNPACK_ERRORS as exc:
-        reason = str(exc) or type(exc).__name__  # two of msgpack's exceptions have no text
-        raise MalformedPayload(f"the body is not valid msgpack: {reason[:200]}") from exc
+        raise MalformedPayload(f"the body is not valid msgpack: {_reason(exc)}") from exc
+
+
+def _reason(exc: BaseException) -> str:
+    for kind, reason in _REASONS.items():
+        if isinstance(exc, kind):
+            return reason
+    said = str(exc) or type(exc).__name__
+    if "exceeds max_" in said:  # the body is shorter than what it says
+        return "it is cut off, or declares a length that does not fit into it"
+    return said[:200]
 
 
 def _counting_hooks(most: int) -> tuple[_Hook, _Hook]:

@@ -18,6 +18,7 @@ from flask.cli import FlaskGroup, ScriptInfo, prepare_import
 from .config import Config, LogFormat, LogLevel
 from .errors import ServiceNotFound
 from .misuse import explain_failure
+from .options import how_to_name
 from .service import Service
 from .variables import warn_of_unknown_variables
 
@@ -39,6 +40,8 @@ class AppGroup(FlaskGroup):
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         """Return one of our commands."""
+        if name.endswith(".py"):
+            raise click.UsageError(how_to_name(name, "serve"), ctx)
         return click.Group.get_command(self, ctx, name)
 
     def list_commands(self, ctx: click.Context) -> list[str]:

@@ -21,6 +21,38 @@ CANNOT_LISTEN: Final = 3  # an address is taken, or cannot be reached for good
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+# What is an option elsewhere, but would be read by everybody who lists processes.
+_SECRETS: Final = {"--api-key": "VENTU_API_KEY", "--worker-secret": "VENTU_WORKER_SECRET"}
+
+
+class Command(click.Command):
+    """A command that tells where to say what is not said here: a secret, the name of the app."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Take the options.
+
+        Raises:
+            click.UsageError: There is something else.
+        """
+        ctx.allow_extra_args = True
+        try:
+            rest = super().parse_args(ctx, args)
+        except click.NoSuchOption as exc:
+            if variable := _SECRETS.get(exc.option_name):
+                ctx.fail(f"Others could read a secret here: set {variable} in the environment.")
+            raise
+        if not rest:
+            return rest
+        if rest[0].endswith(".py") and any("--app" in one.opts for one in self.params):
+            ctx.fail(how_to_name(rest[0], self.name or ""))
+        ctx.fail(f"Got unexpected extra argument ({' '.join(rest)})")
+
+
+def how_to_name(file: str, command: str) -> str:
+    """Say how a command learns which file to run."""
+    return f"Name the app before the command: python -m ventu_lite --app {file} {command}"
+
+
 def examples(*commands: str) -> str:
     """Return the end of a help text: commands that work."""
     lines = "\n".join(f"  {command}" for command in commands)

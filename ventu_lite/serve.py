@@ -142,8 +142,8 @@ class _Front:
         batching, count = self._batching, self._plan.workers
         name = self._plan.service.name
         log.info(
-            "listening on %s; starting %d worker(s) of %r, requests wait until one is ready",
-            *(batching.url, count, name),
+            "listening on %s; starting %d worker(s) of %r, requests wait for one, at most %g s",
+            *(batching.url, count, name, self._config.timeout),
         )
         for links in batching.links[1:]:
             log.info("taking other workers at %s", links.address)

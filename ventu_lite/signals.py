@@ -2,9 +2,12 @@
 
 import asyncio
 import contextlib
+import logging
 import signal
 from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
+
+log = logging.getLogger(__name__)
 
 
 def stop_signals() -> list[signal.Signals]:
@@ -39,8 +42,9 @@ def ended_by_signals() -> Iterator[None]:
 
     old = {signum: signal.signal(signum, leave) for signum in stop_signals()}
     try:
-        with contextlib.suppress(Stopped):
-            yield
+        yield
+    except Stopped:
+        log.info("stopped before it was ready")
     finally:
         for signum, handler in old.items():
             signal.signal(signum, signal.SIG_DFL if handler is None else handler)

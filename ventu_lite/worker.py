@@ -67,6 +67,7 @@ class Worker:
             exception of it ends ``run``, so it turns those of user functions into rejections.
         connect: Returns a new socket that is connected, or raises ``OSError``.
         address: What to call the batching service in logs.
+        hint: What to say where it cannot be reached.
         max_message: The largest message to read and to send, in bytes.
         secret: What the batching service may want a proof of.
         too_large: Returns the error body for a job whose response does not fit into a message; it
@@ -82,6 +83,7 @@ class Worker:
         connect: Callable[[], socket.socket],
         *,
         address: str,
+        hint: str = "",
         max_message: int,
         secret: str | None = None,
         too_large: Callable[[str, bytes], bytes] = too_large_problem,
@@ -91,6 +93,7 @@ class Worker:
         self._answer = answer
         self._connect = connect
         self._address = address
+        self._hint = hint
         self._max_message = max_message
         self._secret = secret
         self._too_large = too_large
@@ -124,7 +127,7 @@ class Worker:
         try:
             sock = self._connect()
         except OSError as exc:
-            return False, f"cannot connect to {self._address}: {exc.strerror or exc}"
+            return False, f"cannot connect to {self._address}: {exc.strerror or exc}{self._hint}"
         connection = WorkerConnection(max_message=self._max_message, secret=self._secret)
         session = Session(
             sock,
@@ -161,8 +164,9 @@ class Worker:
 
 
 def _when(delay: float) -> str:
-    at_least = f"every {LONGEST_DELAY:g} s"
-    return at_least if delay == LONGEST_DELAY else f"in {delay:.1f} s, then at least {at_least}"
+    if delay == LONGEST_DELAY:
+        return f"every {delay:g} s"
+    return f"in {delay:.1f} s, then again and again, at most {LONGEST_DELAY:g} s apart"
 
 
 @contextlib.contextmanager

@@ -66,6 +66,7 @@ def run_worker(
         partial(answer, runtime),
         connect_unless_orphan,
         address=str(address),
+        hint="" if has_parent() else _how_to_meet(address),
         max_message=int(config.max_message),
         secret=config.worker_secret.get_secret_value() if config.worker_secret else None,
         on_connected=note_connection,
@@ -93,6 +94,10 @@ def connector(address: Address) -> Callable[[], socket.socket]:
     if isinstance(address, UnixAddress):
         return partial(connect_unix, address.path)
     return partial(connect_tcp, address.host, address.port)
+
+
+def _how_to_meet(address: Address) -> str:
+    return f" (is `python -m ventu_lite batching {address.option}` running?)"
 
 
 def answer(runtime: Runtime, batch: Batch) -> Results:

@@ -2,8 +2,6 @@
 
 import asyncio
 import logging
-import os
-import shlex
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -13,6 +11,7 @@ import click
 from ..addresses import Address, TCPAddress
 from ..config import Config
 from ..options import (
+    Command,
     batching_options,
     examples,
     exits,
@@ -33,6 +32,7 @@ log = logging.getLogger(__name__)
 
 @click.command(
     "batching",
+    Command,
     short_help="Take HTTP, form batches, hand them to workers.",
     epilog=examples(
         "python -m ventu_lite batching --port 8000 --unix batching.socket",
@@ -121,13 +121,8 @@ class _Staff:
 
 def how_to_join(address: Address, config: Config) -> str:
     """Return the command that starts a worker for a batching service."""
-    if isinstance(address, TCPAddress):
-        place = f"HOST:{address.port}" if address.is_everywhere else address.authority
-        at = f"--tcp {shlex.quote(place)}"
-    else:
-        at = f"--unix {shlex.quote(os.path.abspath(address.path))}"
     secret = " (with the same VENTU_WORKER_SECRET)" if config.worker_secret else ""
-    return f"python -m ventu_lite --app FILE.py worker {at}{secret}"
+    return f"python -m ventu_lite --app FILE.py worker {address.option}{secret}"
 
 
 def warn_if_open(address: Address, config: Config) -> None:

@@ -9,7 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 from ..errors import PayloadError, Unavailable
 from ..problems import reason_of
@@ -41,6 +41,8 @@ class Link(Protocol):
 
 class Waiting(Protocol):
     """A job that knows who waits for it."""
+
+    id: str
 
     def answered(self, status: int, body: bytes, timing: Timing) -> None:
         """Take the worker's answer.
@@ -203,17 +205,16 @@ class Dispatcher:
         batch.worker.send({job.id: job.payload for job in batch.jobs.values()})
 
     def _answer(self, rejected: Mapping[str, int], timing: Timing) -> None:
-        for job, outcome in self.queue.finished():
-            waiting = cast(Waiting, job)
+        for job, outcome in cast("list[tuple[Waiting, Any]]", self.queue.finished()):
             try:
                 if type(outcome) is Failure:
                     self._metrics.rejected[outcome.reason] += 1
-                    waiting.failed(outcome)
+                    job.failed(outcome)
                 else:
                     status = rejected.get(job.id, 200) if rejected else 200
                     if status != 200:
                         self._metrics.rejected[reason_of(status)] += 1
-                    waiting.answered(status, outcome, timing)
+                    job.answered(status, outcome, timing)
             except Exception:  # who cannot take an answer must not keep the others from theirs
                 log.exception("the answer to job %s is lost", job.id)
 

@@ -15,6 +15,7 @@ from .dispatcher import Dispatcher, Timing
 from .http_head import Head
 from .http_request import Answer, Request, encode_headers
 from .inference_job import InferenceJob
+from .jobs import EXPIRED, UNSERVED, Failure
 from .refusals import no_such_route, only_get, refusal, unreadable
 from .tally import FrontMetrics
 from .terms import MethodNotAllowed, TermsReader, sniffed
@@ -126,6 +127,11 @@ class Front:
         if head is not None and head.method == b"POST" and head.path in self._instances:
             self._count(status, 0.0)
         return unreadable(status, detail, head)
+
+    def detail_of(self, failure: Failure) -> str:
+        """Return what a client is told of a failure, and why nobody was there, if that is so."""
+        why_not = self._status.why_not_ready if failure is UNSERVED else ""
+        return f"{EXPIRED.detail}; {why_not}" if why_not else failure.detail
 
     # --------------------------------------------------------------------- inference
 

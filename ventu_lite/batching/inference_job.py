@@ -83,7 +83,7 @@ class InferenceJob(Job):
         self.front.metrics.request(failure.status, self.front.clock() - self.queued_at)
         if failure.status == 500:
             self._log(f"got no answer: {failure.detail}")
-        self._respond_problem(failure.status, failure.detail)
+        self._respond_problem(failure.status, self.front.detail_of(failure))
 
     def _respond_problem(self, status: int, detail: str) -> None:
         terms = self.terms
