@@ -20,7 +20,7 @@ LONGEST = 512  # tokens
 
 
 class Request(BaseModel):
-    text: str = Field(min_length=2, max_length=10_000, examples=["my cat is very cute"])
+    text: str = Field(min_length=2, max_length=10_000, examples=["my cat is very cute", "how sad"])
 
 
 class Response(BaseModel):

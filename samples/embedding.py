@@ -21,7 +21,7 @@ LONGEST = 256  # tokens that the model was trained to read; what is longer is cu
 
 
 class Request(BaseModel):
-    text: str = Field(min_length=1, max_length=20_000, examples=["a cat on a mat"])
+    text: str = Field(min_length=1, max_length=20_000, examples=["a cat on a mat", "bad news"])
 
 
 class Tokens(BaseModel):

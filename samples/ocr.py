@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 MOST_PIXELS = 4_000_000  # a small file may hold a picture that fills the memory
 HEIGHT = 48  # of the pictures that the model was trained with
-LINE = Path(__file__).parent / "line.png"  # what warms the model up, and what /health runs
+# What warms the model up, and what /health runs.
+PICTURES = [Path(__file__).parent / name for name in ("line.png", "second_line.png")]
 
 
 class Request(BaseModel):
@@ -46,7 +47,8 @@ class Picture:
         return math.ceil(HEIGHT * width / height)
 
 
-service = Service("ocr", codec="msgpack", timeout=30, examples=[{"image": LINE.read_bytes()}])
+examples = [{"image": picture.read_bytes()} for picture in PICTURES]
+service = Service("ocr", codec="msgpack", timeout=30, examples=examples)
 recogniser: Any = None
 
 

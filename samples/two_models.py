@@ -26,7 +26,7 @@ WORDS = {
 
 
 class Text(BaseModel):
-    text: str = Field(min_length=1, examples=["le chat est sur la table"])
+    text: str = Field(min_length=1, examples=["le chat est sur la table", "and so it is"])
 
 
 class Language(BaseModel):
@@ -35,7 +35,7 @@ class Language(BaseModel):
 
 
 language = Service("language")
-length = Service("length", request=str, response=int)
+length = Service("length", request=str, response=int, examples=["four", "fourteen"])
 found = Counter("languages_found", "Texts by language.", ["language"])
 
 

@@ -76,6 +76,12 @@ class Aliased(BaseModel):
         return len(self.text)
 
 
+class Several(BaseModel):
+    text: str = Field(examples=["one", "two", "three"])
+    size: int = Field(examples=[1, 2])
+    kind: str = Field("a", examples=["b"])
+
+
 class Root(RootModel[list[int]]):
     model_config = ConfigDict(json_schema_extra={"examples": [[1, 2]]})
 
@@ -121,8 +127,17 @@ def found(
         pytest.param(
             None,
             ByField,
-            [{"text": "hello", "inner": {"number": 3}, "option": 7}],
+            [
+                {"text": "hello", "inner": {"number": 3}, "option": 7},
+                {"text": "bye", "inner": {"number": 4}, "option": 7},
+            ],
             id="schema: fields",
+        ),
+        pytest.param(
+            None,
+            Several,
+            [{"text": "one", "size": 1, "kind": "b"}, {"text": "two", "size": 2, "kind": "b"}],
+            id="schema: several of fields",
         ),
         pytest.param(None, Node, [{"name": "root"}], id="schema: fields of a recursive model"),
         pytest.param(None, Point, [{"x": 3}], id="schema: fields of a dataclass"),

@@ -10,12 +10,9 @@ from .validation import Schema
 
 
 def requests_in(schema: Schema) -> list[Any]:
-    """Return the examples of a type, or one that is made of those of its fields, or none."""
+    """Return the examples of a type, or those that are made of the examples of its fields."""
     described = _json_schema(schema)
-    if listed := _listed(described):
-        return listed
-    made = _made_of_fields(described, described.get("$defs", {}))
-    return [] if made is MISSING else [made]
+    return _made_of_fields(described, described.get("$defs", {}))
 
 
 def answer_in(schema: Schema) -> Any:
@@ -66,8 +63,10 @@ def _listed(schema: Mapping[str, Any]) -> list[Any]:
 
 def _made_of_fields(
     schema: Mapping[str, Any], definitions: Mapping[str, Any], within: frozenset[str] = frozenset()
-) -> Any:
-    """Return an object made of the examples of its fields, or ``MISSING``.
+) -> list[Any]:
+    """Return the examples of an object, made of those of its fields where it has none of its own.
+
+    The first has the first of each field, and so on, as far as all have more than one.
 
     Args:
         schema: The JSON schema of the object.
@@ -76,16 +75,21 @@ def _made_of_fields(
     """
     reference = schema.get("$ref", "")
     if reference in within:
-        return MISSING
+        return []
     schema, within = _follow(schema, definitions), within | ({reference} if reference else set())
     if examples := _listed(schema):
-        return examples[0]
+        return examples
     if "const" in schema:
-        return schema["const"]
-    made = {
+        return [schema["const"]]
+    fields = {
         name: _made_of_fields(part, definitions, within)
         for name, part in schema.get("properties", {}).items()
     }
-    if any(made[name] is MISSING for name in schema.get("required", ())):
-        return MISSING
-    return {name: part for name, part in made.items() if part is not MISSING} or MISSING
+    if not all(fields[name] for name in schema.get("required", ())):
+        return []
+    given = {name: parts for name, parts in fields.items() if parts}
+    several = [len(parts) for parts in given.values() if len(parts) > 1]
+    return [
+        {name: parts[n if len(parts) > 1 else 0] for name, parts in given.items()}
+        for n in range(min(several, default=min(1, len(given))))
+    ]

@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from crowds import at_once, samples
@@ -78,7 +79,8 @@ def signal_all(deployment: Deployment, signum: int) -> None:
     server = deployment.server.process
     pids = [server.pid, *children(server.pid), *deployment.worker_pids()]
     for pid in dict.fromkeys(pids):
-        os.kill(pid, signum)
+        with suppress(ProcessLookupError):  # the parents have ended it meanwhile
+            os.kill(pid, signum)
 
 
 def in_flight(deployment: Deployment, *, queued: int) -> tuple[Path, Callable[[], list[Answer]]]:
