@@ -666,6 +666,28 @@ def test_the_script_of_the_package_is_the_module() -> None:
     assert command("--version").stdout.startswith("ventu_lite, version ")
 
 
+def test_the_end_does_not_look_through_all_objects(directory: Path) -> None:
+    """What it says of itself as the very last is that all were put aside."""
+    (directory / "app.py").write_text(
+        ECHO.format(name="last")
+        + """
+import gc, os, sys
+
+service = Service("last", examples=["a"])
+service.add_stage("infer", echo)
+app = service.app
+
+class Last:
+    def __del__(self, count=gc.get_freeze_count, write=os.write):
+        write(1, b"put aside" if count() > 10_000 else b"looked through")
+
+sys.last = Last()
+"""
+    )
+    done = command("--app", "app.py", "check", cwd=directory)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "put aside")
+
+
 # --------------------------------------------------------------------------------- a real worker
 
 
