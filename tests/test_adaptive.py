@@ -216,7 +216,7 @@ def test_jobs_that_left_were_not_late() -> None:
 
 def test_it_is_tried_again_whether_waits_end_late() -> None:
     policy, now, first = after_late_waits(8 * MS, times=20)
-    for _ in range(200):
+    for _ in range(50):
         policy.batch_released(16, now)
 
     assert ask(policy, now, waiting=24) == pytest.approx(first)

@@ -180,7 +180,7 @@ def test_a_worker_waits_for_a_machine_that_is_not_there_yet(net: Net) -> None:
     line = net.line()
     line.fall_silent()
     process = net.worker(line)
-    process.wait_for("cannot connect to tcp:.*: timed out; trying again in 0.1 s")
+    process.wait_for("cannot connect to tcp:.*: timed out .*; trying again in 0.1 s")
     line.take_again()
     assert say(server, "item") == Said(200, "item", process.pid)
 
