@@ -23,6 +23,10 @@ class Row(TypedDict):
     text: str
 
 
+class Words(list[str]):
+    pass
+
+
 class Sized(Protocol):
     def __len__(self) -> int: ...
 
@@ -146,6 +150,7 @@ def test_a_function_of_one_is_believed(request_type: Any, taken: Any) -> None:
         pytest.param(Any, Any, id="anything"),
         pytest.param(Sequence[Any], Sequence[Any], id="a sequence of anything"),
         pytest.param(Sized, Sized, id="what a list fulfils"),
+        pytest.param(Words, Words, id="a list of its own kind, which may hold such lists"),
         pytest.param(Image, Image, id="an array, of which functions take lists"),
     ],
 )

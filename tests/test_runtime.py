@@ -617,6 +617,18 @@ def test_who_waits_behind_a_call_longer_than_a_request_lasts_is_not_ready(
     assert runtime.health().is_ok
 
 
+def test_each_call_that_hangs_is_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    clock = Clock()
+    runtime = Runtime(make_batch_service(timeout=0.5), clock=clock)
+    runtime.startup.run()
+    for _ in range(2):
+        with runtime._turns:
+            clock.now += 1.0
+            assert runtime.why_not_ready() and runtime.why_not_ready()
+        assert not runtime.why_not_ready()
+    assert len(caplog.records) == 2
+
+
 def test_a_call_whose_requests_may_still_be_answered_blocks_no_readiness() -> None:
     clock = Clock()
     runtime = Runtime(make_batch_service(timeout=30.0), clock=clock)

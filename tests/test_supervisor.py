@@ -1,6 +1,7 @@
 """The supervisor, with tiny processes in place of workers."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import re
@@ -94,6 +95,14 @@ def test_workers_get_devices_in_turn_variables_and_a_session_of_their_own(direct
             assert_gone(pid)
 
     main(test)
+
+
+def is_anybody_left() -> bool:
+    """Whether this process has any child, even one that ended and was not waited for."""
+    with contextlib.suppress(ChildProcessError):
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        return True
+    return False
 
 
 def assert_gone(pid: int) -> None:
@@ -203,6 +212,7 @@ def test_a_delay_is_no_reason_to_stop_late(directory: Path) -> None:
         supervisor.start()
         await started(3)
         await supervisor.stop()
+        assert not is_anybody_left()
 
     main(test)
 
@@ -433,6 +443,7 @@ def test_a_worker_that_is_being_started_when_the_end_comes_ends_too(directory: P
         supervisor.start()
         await asyncio.sleep(0)  # now the slot waits for the system to start it
         await supervisor.stop()
+        assert not is_anybody_left()
 
     main(test)
 
