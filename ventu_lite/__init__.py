@@ -1,7 +1,19 @@
 """Put a Python model behind HTTP: decorate plain functions, get a service.
 
-The names are imported when they are first used: the command ``batching`` needs none of them, and
-what is not imported takes no memory.
+In a file ``app.py``, to be run by ``flask run`` or ``python -m ventu_lite serve``::
+
+    from ventu_lite import Service
+
+    service = Service("length", examples=["my cat", "no"])
+
+    @service.infer(batch=True)
+    def measure(texts: list[str]) -> list[int]:
+        return [len(text) for text in texts]
+
+    app = service.app
+
+The names are imported when they are first used, to save memory: the command ``batching`` needs none
+of them.
 """
 
 from importlib import import_module
