@@ -2,7 +2,11 @@
 
 import asyncio
 import json
+import math
+import sys
 import threading
+import time
+import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,17 +18,20 @@ from flask import Flask, abort
 from processes import TIMEOUT, serve
 from prometheus_client import REGISTRY
 from pydantic import BaseModel, Field
+from waiting import turn_until
 
 from ventu_lite import InferenceFailed, Service
 from ventu_lite.asking import payload_of, response_of
 from ventu_lite.batching.asker import Asker
 from ventu_lite.batching.dispatcher import Dispatcher
+from ventu_lite.batching.jobs import Job
 from ventu_lite.batching.policy import FixedWait
 from ventu_lite.batching.queue import Queue
 from ventu_lite.batching.tally import FrontMetrics
 from ventu_lite.codecs import sniff
 from ventu_lite.config import CodecSetting
 from ventu_lite.errors import QueueFull
+from ventu_lite.outcomes import Rejected
 from ventu_lite.validation import Schema
 
 
@@ -96,6 +103,19 @@ class TestInOneProcess:
         assert failure(service, {"theText": b"bad"}).code == 500
         assert "a request of service.ask failed" in caplog.text and "a secret" in caplog.text
 
+    def test_those_that_fail_together_share_one_traceback(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        service = Service("ask together", request=str, response=str)
+
+        @service.infer(batch=True, isolate=False)
+        def fail(batch: list[str]) -> list[str]:
+            raise OSError("the device is gone")
+
+        assert [each.code for each in service.ask_all(["a", "b", "c"])] == [500] * 3
+        records = [one for one in caplog.records if "service.ask failed" in one.message]
+        assert [bool(one.exc_info) for one in records] == [True, False, False]
+
     def test_the_bad_ones_fail_alone(self) -> None:
         service, _ = upper_service("ask bad")
         good, bad, odd, again = service.ask_all(
@@ -112,12 +132,14 @@ class TestInOneProcess:
         assert service.ask_all([]) == []
         assert batches == []
 
-    def test_a_full_queue_takes_none(self) -> None:
+    def test_of_more_than_the_capacity_none_is_taken(self) -> None:
+        """To try again would not help, so nobody is told to."""
         service, batches = upper_service("ask full", capacity=2)
         with pytest.raises(InferenceFailed) as caught:
             service.ask_all([{"theText": b"a"}] * 3)
         assert caught.value.code == 429
-        assert caught.value.get_response().headers["Retry-After"] == "1"
+        assert caught.value.description == "3 requests at once, at most 2 fit: ask in parts"
+        assert "Retry-After" not in caught.value.get_response().headers
         assert service.ask({"theText": b"b"}).text == b"B"
         assert batches == [[b"b"]]
         counted = {"service": "ask full", "reason": "full"}
@@ -136,6 +158,18 @@ class TestInOneProcess:
             assert failure(service, "a", timeout=0.05).code == 504
         finally:
             go.set()
+
+    def test_sys_exit_in_a_stage_harms_no_other(self) -> None:
+        service = Service("ask exit", request=str, response=str)
+
+        @service.preprocess
+        def leave(text: str) -> str:
+            return sys.exit(text) if text == "go" else text
+
+        service.add_stage("infer", str.upper)
+        good, gone = service.ask_all(["a", "go"])
+        assert (good, gone.code) == ("A", 500)
+        assert isinstance(gone.__cause__, SystemExit)
 
     @pytest.mark.parametrize(
         "way",
@@ -215,9 +249,7 @@ def test_a_payload_can_be_read_by_a_worker(setting: CodecSetting, value: Any) ->
     ("status", "said", "expected"),
     [
         pytest.param(200, b'"a"', "a", id="response"),
-        pytest.param(200, b"5", (500, None), id="response-of-another-schema"),
         pytest.param(422, b'{"detail": "no", "errors": []}', (422, "no"), id="problem"),
-        pytest.param(500, b"oh dear", (500, None), id="words-of-its-own"),
         pytest.param(504, "too late", (504, "too late"), id="no-worker"),
     ],
 )
@@ -227,9 +259,37 @@ def test_what_comes_of_an_answer(status: int, said: bytes | str, expected: Any) 
         assert answer == expected
         return
     assert isinstance(answer, InferenceFailed)
-    code, detail = expected
-    assert answer.code == code
-    assert detail is None or answer.description == detail
+    assert (answer.code, answer.description) == expected
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "expected", "why"),
+    [
+        pytest.param(
+            200, b"5", 500, "bytes of length 1, which does not fit the response schema str: Input"
+            " should be a valid string, found int; the response schema cannot read what it writes",
+            id="response-of-another-schema",
+        ),
+        pytest.param(
+            200, b"SECRET", 500, "what cannot be read: the body is not valid JSON: expected value",
+            id="response-in-no-codec",
+        ),
+        pytest.param(
+            503, b"SECRET", 503, "503 and 6 bytes that are no problem document",
+            id="words-of-its-own",
+        ),
+        pytest.param(500, b"", 500, "500 and 0 bytes", id="no-words"),
+    ],
+)  # fmt: skip
+def test_an_answer_that_cannot_be_read_is_rejected_without_being_shown(
+    status: int, said: bytes, expected: int, why: str
+) -> None:
+    rejected = response_of(status, said, "json", Schema(str))
+    assert isinstance(rejected, Rejected)
+    assert (rejected.status, rejected.is_fault) == (expected, True)
+    told = "".join(traceback.format_exception(rejected.exc))
+    assert f"a worker answered {'' if status != 200 else 'with '}{why}" in told
+    assert "SECRET" not in told
 
 
 APP = """
@@ -255,6 +315,10 @@ def own(texts):
 def slow():
     return service.ask("slow")
 
+@app.get("/odd")
+def odd():
+    return service.ask(1)
+
 @app.get("/front")
 def front():
     return str(os.getpid())
@@ -278,9 +342,16 @@ class TestUnderServe:
         series = 'ventu_rejected_total{reason="failed",service="own"} '
         assert f"\n{series}1.0\n" in server.get("/metrics").body.decode()
 
+    def test_what_never_gets_to_a_worker_is_counted_with_the_rest(self, server: Any) -> None:
+        assert server.infer(b"1").status == 422
+        assert server.get("/odd").status == 422
+        series = 'ventu_rejected_total{reason="invalid",service="own"} '
+        assert f"\n{series}2.0\n" in server.get("/metrics").body.decode()
+
     def test_more_than_there_is_place_for(self, server: Any) -> None:
         answer = server.get("/own/a,b,c,d,e")
-        assert (answer.status, answer.headers["Retry-After"]) == (429, "1"), answer.body
+        assert (answer.status, answer.headers.get("Retry-After")) == (429, None), answer.body
+        assert "5 requests at once, at most 4 fit: ask in parts" in answer.body.decode()
         assert server.get("/own/a").status == 200
 
 
@@ -291,15 +362,53 @@ def test_the_timeout_is_that_of_the_command(tmp_path: Path) -> None:
         assert server.get("/slow").status == 504
 
 
-def test_the_front_takes_all_or_none() -> None:
-    """Of one call that finds no place nothing may be left in the queue."""
+class BrokenPolicy(FixedWait):
+    """One that fails on every job."""
 
-    async def main() -> tuple[int, dict[str, int]]:
-        queue: Queue[Any] = Queue(FixedWait(0), max_batch_size=8, capacity=2, max_message=1 << 20)
+    def job_arrived(self, now: float) -> None:
+        raise ZeroDivisionError
+
+
+def refused_by_front(
+    expected: type[Exception], asked: int, waiting: int = 0, policy: type[FixedWait] = FixedWait
+) -> tuple[Exception, dict[str, int]]:
+    """Ask a front with places for two; return the refusal and what was counted."""
+
+    async def main() -> tuple[Exception, dict[str, int]]:
+        queue: Queue[Any] = Queue(policy(0), max_batch_size=8, capacity=2, max_message=1 << 20)
+        for n in range(waiting):
+            queue.add(Job(f"{n}", b"?", 1, time.monotonic(), math.inf))
         metrics = FrontMetrics("x", waiting=lambda: 0, workers=dict)
         asker = Asker(Dispatcher(queue, metrics, asyncio.get_running_loop()))
-        with pytest.raises(QueueFull):
-            await asyncio.to_thread(asker, [b"1", b"2", b"3"], 5.0)
-        return queue.waiting, metrics.rejected
+        caught: list[Exception] = []
 
-    assert asyncio.run(main()) == (0, {"full": 1})
+        def ask() -> None:
+            with pytest.raises(expected) as refusal:
+                asker([b"?"] * asked, 5.0)
+            caught.append(refusal.value)
+
+        threading.Thread(target=ask, daemon=True).start()  # which may hang where a test fails
+        await turn_until(lambda: caught)
+        assert queue.waiting == waiting
+        return caught[0], metrics.rejected
+
+    return asyncio.run(main())
+
+
+def test_the_front_takes_all_or_none() -> None:
+    """Of one call that finds no place nothing may be left in the queue."""
+    refusal, counted = refused_by_front(QueueFull, asked=2, waiting=1)
+    assert isinstance(refusal, QueueFull) and refusal.retry_after == 1.0
+    assert counted == {"full": 1}
+
+
+def test_the_front_says_when_no_try_will_ever_succeed() -> None:
+    refusal, counted = refused_by_front(QueueFull, asked=3)
+    assert str(refusal) == "3 requests at once, at most 2 fit: ask in parts"
+    assert isinstance(refusal, QueueFull) and refusal.retry_after is None
+    assert counted == {"full": 1}
+
+
+def test_what_goes_wrong_in_the_front_is_told_to_the_thread_that_waits() -> None:
+    _, counted = refused_by_front(ZeroDivisionError, asked=2, policy=BrokenPolicy)
+    assert not counted

@@ -210,6 +210,11 @@ def test_one_example_says_nothing_about_order() -> None:
             " and those of 4 through 90% of that: max_batch_size=4 keeps answers quick",
             id="plateau",
         ),
+        pytest.param(
+            lambda size: 0.00002 * size,
+            "batches are so quick that their size hardly matters",
+            id="next to nothing",
+        ),
     ],
 )
 def test_advice_comes_from_the_measured_batches(

@@ -3,6 +3,7 @@
 import functools
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -205,6 +206,41 @@ def test_the_ceiling_of_the_decorator_holds(
 ) -> None:
     stage = make_stage("infer", rate, Options(**options))
     assert largest_batch({stage.slot: stage}, Config(max_batch_size=setting)) == size
+
+
+SIZED = make_stage("infer", rate, Options(batch=True, max_batch_size=128))
+
+
+def set_in_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    (folder / ".env").write_text("VENTU_MAX_BATCH_SIZE=32\n")
+    monkeypatch.chdir(folder)
+    return Config()
+
+
+def set_in_environment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    monkeypatch.setenv("VENTU_MAX_BATCH_SIZE", "32")
+    return Config()
+
+
+@pytest.mark.parametrize(
+    ("make_config", "size"),
+    [
+        pytest.param(lambda *_: Config(), 128, id="by nobody"),
+        pytest.param(lambda *_: Service(config=Config()).config, 128, id="by nobody, in a Config"),
+        pytest.param(lambda *_: Config().override(max_batch_size=None), 128, id="by no flag"),
+        pytest.param(lambda *_: Config().override(max_batch_size=32), 32, id="by a flag"),
+        pytest.param(lambda *_: Service(max_batch_size=32).config, 32, id="in the code"),
+        pytest.param(set_in_environment, 32, id="in the environment"),
+        pytest.param(set_in_file, 32, id="in .env"),
+    ],
+)
+def test_a_setting_lowers_the_ceiling_only_where_it_was_set(
+    make_config: Callable[..., Config],
+    size: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert largest_batch({SIZED.slot: SIZED}, make_config(tmp_path, monkeypatch)) == size
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from ventu_lite.batching.dispatcher import Dispatcher, Timing
+from ventu_lite.batching.dispatcher import BatchTiming, Dispatcher
 from ventu_lite.batching.jobs import Failure, Job
 from ventu_lite.batching.policy import FixedWait
 from ventu_lite.batching.queue import EXPIRED, UNSERVED, WORKER_DIED, Queue
@@ -72,7 +72,7 @@ class LoggedJob(Job):
 
     log: list[Any]
 
-    def answered(self, status: int, body: bytes, timing: Timing) -> None:
+    def answered(self, status: int, body: bytes, timing: BatchTiming) -> None:
         self.log.append((self.id, status, body, timing))
 
     def failed(self, failure: Failure) -> None:
@@ -254,6 +254,66 @@ def test_time_does_not_go_back_after_results() -> None:
     bench.now += 1
     bench.dispatcher.results(link, Results({"a": b"1"}))
     assert bench.dispatcher.moment() == bench.now
+
+
+class Broken(Link):
+    """A link to which nothing can be sent, and which cannot even be closed."""
+
+    def send(self, payloads: dict[str, bytes]) -> None:
+        raise ValueError("no way")
+
+    def cut_off(self, reason: str) -> None:
+        super().cut_off(reason)
+        raise OSError("no socket")
+
+
+def test_a_worker_that_cannot_be_sent_a_batch_is_cut_off_and_its_jobs_tried_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The others get theirs, what has expired is told, and the timer is set."""
+    bench = Bench(max_batch_size=1)
+    broken = Broken(bench.log)
+    bench.dispatcher.ready(broken)
+    bench.link()
+    bench.add("a", "b")
+    bench.loop.turn()
+    assert broken.cut == ["it could not be sent a batch"]
+    assert bench.told() == [("send", ["a"])]
+    assert bench.queue.waiting == 1 and len(bench.loop.timers) == 1
+    assert "no way" in caplog.text and "no socket" in caplog.text
+
+
+def test_a_broken_worker_does_not_cost_the_one_that_has_answered_its_connection() -> None:
+    bench = Bench(max_batch_size=1)
+    link = bench.link()
+    bench.add("a")
+    bench.loop.turn()
+    bench.told()
+    bench.dispatcher.retire(link)
+    bench.dispatcher.ready(Broken(bench.log))
+    bench.add("b")
+    bench.dispatcher.results(link, Results({"a": b"1"}))
+    assert [told[0] for told in bench.told()] == ["a"]
+
+
+def test_a_worker_that_cannot_be_cut_off_keeps_no_deadline_from_being_kept() -> None:
+    bench = Bench(batch_timeout=1.0, retry=False)
+
+    class Stuck(Broken):
+        def send(self, payloads: dict[str, bytes]) -> None:
+            pass
+
+    bench.dispatcher.ready(Stuck(bench.log))
+    bench.add("a", timeout=5.0)
+    bench.loop.turn()
+    bench.add("b", timeout=1.0)
+    bench.loop.turn()
+    bench.now += 1.0
+    bench.loop.ring()
+    assert sorted(bench.told(), key=lambda told: str(told[0])) == [
+        ("a", WORKER_DIED),
+        ("b", UNSERVED),
+    ]
 
 
 def test_a_job_that_is_left_out_goes_to_another_worker() -> None:
@@ -482,7 +542,7 @@ def test_a_worker_that_holds_a_batch_too_long_is_cut_off_and_its_jobs_tried_agai
     bench.told()
     bench.now += 1.0
     bench.loop.ring()
-    assert link.cut == ["it held a batch for too long"]
+    assert [why.partition(",")[0] for why in link.cut] == ["it held a batch for too long"]
     assert bench.told() == [("send", ["a"])]
 
 
@@ -534,6 +594,19 @@ def test_a_dispatcher_without_a_timer_can_be_closed() -> None:
     bench = Bench()
     bench.dispatcher.close()
     assert bench.loop.timers == []
+
+
+def test_at_the_end_nobody_is_left_waiting() -> None:
+    """A thread that waits for a job would else keep the process from its end."""
+    bench = Bench(max_batch_size=1)
+    bench.link()
+    bench.add("out", "waiting")
+    bench.loop.turn()
+    bench.told()
+    bench.dispatcher.close()
+    assert bench.told() == [("out", EXPIRED), ("waiting", EXPIRED)]
+    with pytest.raises(Unavailable, match="shutting down"):
+        bench.add("late")
 
 
 def test_every_batch_and_every_wait_is_counted() -> None:

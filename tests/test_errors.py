@@ -1,17 +1,24 @@
 """The exception tree."""
 
+import copy
 import pickle
 
 import pytest
 
-from ventu_lite import errors
-from ventu_lite.errors import InvalidPayload, PayloadError, Unavailable, VentuError
+from ventu_lite import InferenceFailed, errors
+from ventu_lite.errors import BatchFailed, InvalidPayload, PayloadError, Unavailable, VentuError
 
-EXCEPTIONS = [
+EXCEPTIONS = [InferenceFailed] + [
     value
     for value in vars(errors).values()
     if isinstance(value, type) and issubclass(value, Exception)
 ]
+
+
+def failed_inference() -> InferenceFailed:
+    exc = InferenceFailed(429, "8 jobs wait already", {"errors": []})
+    exc.retry_after, exc.job = 2.0, "a job"
+    return exc
 
 
 @pytest.mark.parametrize("exception", EXCEPTIONS)
@@ -48,9 +55,18 @@ def test_an_invalid_payload_says_how_many_fields(count: int, text: str) -> None:
     [
         pytest.param(InvalidPayload([{"loc": ["a"]}], 3), id="InvalidPayload"),
         pytest.param(Unavailable("busy", retry_after=2.0), id="Unavailable"),
+        pytest.param(BatchFailed("infer raised OSError"), id="BatchFailed"),
+        pytest.param(failed_inference(), id="InferenceFailed"),
     ],
 )
-def test_exceptions_survive_pickle(exc: Exception) -> None:
+def test_exceptions_survive_pickle_and_copy(exc: Exception) -> None:
     """``predict`` may run in a pool of processes, which hangs on what it cannot unpickle."""
-    copy = pickle.loads(pickle.dumps(exc))
-    assert (str(copy), vars(copy)) == (str(exc), vars(exc))
+    for twin in (pickle.loads(pickle.dumps(exc)), copy.copy(exc)):
+        assert type(twin) is type(exc)
+        assert (str(twin), vars(twin)) == (str(exc), vars(exc))
+
+
+def test_a_failed_inference_asks_for_a_new_try_after_a_second_or_more() -> None:
+    exc = failed_inference()
+    exc.retry_after = 0.0
+    assert ("Retry-After", "1") in exc.get_headers()

@@ -286,3 +286,9 @@ def test_answers_in_json_are_compared_too() -> None:
 
 def test_without_an_expected_answer_nothing_differs() -> None:
     assert not found(["ab"], str)[0].differs(b"anything")
+
+
+def test_a_tuple_of_examples_is_refused_as_it_may_mean_two_things() -> None:
+    said = r"\('my cat', 'my dog'\).*=\[a, b\] are two requests, .*=\[\(a, b\)\] is one request"
+    with pytest.raises(RegistrationError, match=said):
+        find_examples(("my cat", "my dog"), Schema(str), Schema(str), ["json"])

@@ -29,6 +29,7 @@ from ventu_lite.batching.queue import UNSERVED, Queue
 from ventu_lite.batching.tally import FrontMetrics
 from ventu_lite.batching.terms import Terms
 from ventu_lite.config import Config
+from ventu_lite.problems import NO_SUCH_ROUTE, ONLY_A_PAGE
 from ventu_lite.protocol import Batch, Results, WorkerConnection
 
 try:
@@ -121,8 +122,10 @@ class Status:
     def health(self, answer: Callable[[bool, dict[str, str]], None]) -> None:
         answer(not self.why_not_ready, {"service": "OK", "detail": self.why_not_ready})
 
-    def metrics(self, accept: str, names: list[str], answer: Callable[[bytes, str], None]) -> None:
-        answer(f"{accept} {names}".encode(), "text/plain; version=1")
+    def metrics(
+        self, accept: str, names: list[str], answer: Callable[[int, bytes, str], None]
+    ) -> None:
+        answer(200, f"{accept} {names}".encode(), "text/plain; version=1")
 
 
 class Client:
@@ -473,7 +476,7 @@ def test_the_api_key_opens(header: bytes) -> None:
 def test_without_the_api_key_it_stays_shut(fields: list[bytes]) -> None:
     async def scenario(site: Site) -> None:
         response = await site.get(post(JSON, *fields))
-        assert is_problem(response, 401, "Authorization: Bearer KEY")
+        assert is_problem(response, 401, "Bearer KEY")
         assert response.headers["www-authenticate"] == "bearer"
         assert site.counts() == {"401": 1}
 
@@ -677,7 +680,7 @@ def test_the_deadline(field: bytes, seconds: float) -> None:
         site.now += seconds
         site.dispatcher.ready(site.worker)
         await turns()
-        assert is_problem(client.read(), 504, "deadline")
+        assert is_problem(client.read(), 504, "timeout")
         assert site.counts() == {"504": 1, "expired": 1}
 
     play(scenario, timeout=5.0)
@@ -686,7 +689,10 @@ def test_the_deadline(field: bytes, seconds: float) -> None:
 @pytest.mark.parametrize(
     ("why_not", "detail"),
     [
-        ("still loading: worker 1", "the deadline of the job has passed; still loading: worker 1"),
+        (
+            "still loading: worker 1",
+            "no answer within the timeout of this request; still loading: worker 1",
+        ),
         ("", UNSERVED.detail),  # one has just become ready
     ],
 )
@@ -939,7 +945,7 @@ def test_get_routes_know_head_and_nothing_else(target: bytes) -> None:
         response = await site.get(post(JSON, target=target))
         assert (response.status, response.headers["allow"]) == (405, "get, head, options")
         path = target.decode()
-        assert is_problem(response, 405, "ask with GET", path=path)
+        assert is_problem(response, 405, ONLY_A_PAGE if path == "/" else "ask with GET", path=path)
         response = await site.get(ask(b"OPTIONS", target))
         assert (response.status, response.headers["allow"]) == (200, "get, head, options")
 
@@ -953,7 +959,7 @@ def test_a_path_may_be_percent_encoded() -> None:
         assert (await site.get(ask(b"GET", b"/%6Civez"))).json == {"status": "alive"}
         assert (await site.infer(post(JSON, target=b"/%69nference"))).status == 200
         response = await site.get(ask(b"GET", b"/livez%3Fa"))
-        assert is_problem(response, 404, "no such route", path="/livez%3Fa")
+        assert is_problem(response, 404, NO_SUCH_ROUTE, path="/livez%3Fa")
 
     play(scenario)
 
@@ -998,7 +1004,7 @@ def test_home_and_nowhere() -> None:
     async def scenario(site: Site) -> None:
         assert (await site.get(ask(b"GET", b"/"))).json == {"name": "x"}
         response = await site.get(ask(b"GET", b"/nowhere"))
-        assert is_problem(response, 404, "no such route", path="/nowhere")
+        assert is_problem(response, 404, NO_SUCH_ROUTE, path="/nowhere")
 
     play(scenario)
 

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from ventu_lite.errors import PayloadError, UnsupportedMediaType
-from ventu_lite.headers import SANE_ID, has_key, refuse_encoding, seconds_in
+from ventu_lite.headers import SANE_ID, refuse_encoding, seconds_in, whole_seconds, why_locked_out
 
 KEY = b"s3cret"
 
@@ -29,14 +29,15 @@ def test_an_id_is_as_sane_in_text_as_in_bytes(given: str, is_sane: bool) -> None
 
 @pytest.mark.parametrize("given", [b"Bearer s3cret", b"bearer  s3cret", b"BEARER \ts3cret \t"])
 def test_the_key_is_found(given: bytes) -> None:
-    assert has_key(given, KEY)
+    assert why_locked_out(given, KEY) == ""
 
 
 @pytest.mark.parametrize(
     "given", [b"", b"Bearer", b"s3cret", b"Basic s3cret", b"Bearer s3creT", b"Bearer \x85s3cret"]
 )
 def test_another_key_is_none(given: bytes) -> None:
-    assert not has_key(given, KEY)
+    why = why_locked_out(given, KEY)
+    assert why.startswith("this Authorization is not" if given else "send the key of this service:")
 
 
 @pytest.mark.parametrize("given", ["", "identity", "Identity"])
@@ -61,3 +62,8 @@ def test_what_is_no_positive_number_is_refused(given: str) -> None:
     """Python takes more for a number than any other reader of such a header."""
     with pytest.raises(PayloadError, match="must be a positive number of seconds"):
         seconds_in(given)
+
+
+@pytest.mark.parametrize(("given", "seconds"), [(0.0, 1), (0.2, 1), (1.0, 1), (1.1, 2)])
+def test_a_client_is_asked_to_wait_for_whole_seconds_from_one(given: float, seconds: int) -> None:
+    assert whole_seconds(given) == seconds

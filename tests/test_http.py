@@ -1210,6 +1210,37 @@ async def test_an_abort_resets_the_connection() -> None:
         assert line.transport.is_aborted
 
 
+@in_a_loop
+async def test_an_abort_that_comes_after_the_client_has_left_ends_all_the_same() -> None:
+    class Socket:
+        def setsockopt(self, *option: Any) -> None:
+            raise OSError("Invalid argument")  # what macOS says of one that was reset
+
+    with Line(extra={"socket": Socket()}) as line:
+        line.connection.abort()
+        assert line.transport.is_aborted
+
+
+def test_a_deadline_that_cannot_be_kept_keeps_no_other_from_being_kept(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Broken(Transcript):
+        def close(self) -> None:
+            raise ValueError("no way")
+
+    @in_a_loop
+    async def test() -> None:
+        with Line(limits=Limits(head_time=0.01)) as line:
+            broken, late = Broken(), Transcript()
+            line.server().connection_made(broken)
+            await turn_until(lambda: broken.is_aborted and line.transport.is_closed)
+            line.server().connection_made(late)
+            await turn_until(lambda: late.is_closed)
+
+    test()
+    assert "a deadline could not be kept" in caplog.messages and "no way" in caplog.text
+
+
 @pytest.mark.parametrize(("came", "seconds"), [(0, 0.0), (1000, 1.0), (2500, 2.5)])
 def test_what_has_come_of_a_body_is_worth_time(came: int, seconds: float) -> None:
     @in_a_loop

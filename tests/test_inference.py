@@ -24,8 +24,8 @@ from werkzeug.serving import make_server
 from werkzeug.test import TestResponse
 
 from ventu_lite import Service
+from ventu_lite.batching.local_jobs import Inferred
 from ventu_lite.inference import server_timing
-from ventu_lite.runtime import Reply
 
 PATIENCE = 10.0
 JSON, MSGPACK = "application/json", "application/msgpack"
@@ -139,7 +139,7 @@ def test_server_timing_tells_where_the_time_went() -> None:
     assert re.fullmatch(
         rf'queue;dur={number}, infer;dur={number}, total;dur={number}, batch;desc="1"', header
     )
-    assert server_timing(Reply(b"", 0.0012, 0.0054, 16), 0.0071) == (
+    assert server_timing(Inferred(b"", 0.0012, 0.0054, 16), 0.0071) == (
         'queue;dur=1.200, infer;dur=5.400, total;dur=7.100, batch;desc="16"'
     )
 
@@ -345,6 +345,29 @@ def test_what_is_unexpected_is_500_and_only_the_log_says_why(
     assert "in infer" in caplog.text
 
 
+def test_requests_that_fall_together_share_one_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    """Who logs it lets go of its frames: nobody else may need them any more."""
+    options: dict[str, Any] = {"max_wait_policy": "fixed", "max_wait": PATIENCE}
+    service = Service(f"inference {next(_numbers)}", max_batch_size=3, **options)
+
+    @service.infer(batch=True, isolate=False)
+    def infer(batch: list[str]) -> list[str]:
+        raise OSError("the device is gone")
+
+    service.runtime.startup.run()
+    ids = ["a", "b", "c"]
+    with ThreadPoolExecutor(3) as pool:
+        asked = [pool.submit(post, service.app.test_client(), X_Request_ID=id) for id in ids]
+        assert [each.result(PATIENCE).status_code for each in asked] == [500] * 3
+    records = [one for one in caplog.records if one.levelno >= logging.ERROR]
+    assert sorted(one.__dict__["request_id"] for one in records) == ids
+    said = rf"request . failed: .*infer \({__file__}:\d+\) raised OSError for one or more of 3 item"
+    assert all(re.match(said, one.getMessage()) for one in records)
+    (shown,) = [one for one in records if one.exc_info]
+    assert re.search(rf"item\(s\) \({__file__}:\d+\)$", shown.getMessage())
+    assert "OSError: the device is gone" in caplog.text and "in infer" in caplog.text
+
+
 def test_an_answer_that_does_not_fit_is_500() -> None:
     assert "secret" not in str(problem(post(make_client(lambda t: "secret", response=int)), 500))
 
@@ -456,7 +479,7 @@ def test_a_deadline_may_be_over_before_anything_is_done() -> None:
 
 def test_a_deadline_passes_during_the_call() -> None:
     detail = problem(post(make_late_client()), 504)["detail"]
-    assert detail == "the deadline of the job has passed"
+    assert detail == "no answer within the timeout of this request"
 
 
 def test_the_header_only_shortens_the_deadline() -> None:

@@ -5,6 +5,7 @@ import hmac
 import logging
 import os
 import socket
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
@@ -537,6 +538,30 @@ def test_a_worker_that_leaves_before_its_proof_leaves_no_timer() -> None:
         assert timer.cancelled()
 
     play(test, secret="hush")
+
+
+class MacSocket:
+    """A Unix socket of macOS; without a pid, its peer has left."""
+
+    def __init__(self, pid: int | None) -> None:
+        self.pid = pid
+
+    def getsockopt(self, level: int, option: int) -> int:
+        assert (level, option) == (0, 2)  # SOL_LOCAL, LOCAL_PEERPID
+        if self.pid is None:
+            raise OSError("Socket is not connected")
+        return self.pid
+
+
+@pytest.mark.parametrize(("pid", "told"), [(4711, 4711), (0, None), (None, None)])
+def test_macos_has_its_own_way_to_tell_who_connects(
+    monkeypatch: pytest.MonkeyPatch, pid: int | None, told: int | None
+) -> None:
+    """A supervisor would else take its own workers for strangers."""
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "platform", "darwin")
+        seen = module._peer_pid(cast(socket.socket, MacSocket(pid)))
+    assert seen == told
 
 
 def test_a_system_that_does_not_tell_who_connects_is_lived_with(

@@ -260,12 +260,24 @@ def hasty_threads() -> Iterator[None]:
 @pytest.mark.usefixtures("hasty_threads")
 def test_of_jobs_that_find_no_place_together_none_is_computed() -> None:
     """The inference thread must not take the first of them while the last are refused."""
-    with Threads(capacity=2) as threads:
+    with Threads(max_wait=PATIENCE, max_batch_size=2, capacity=2) as threads:
+        (first,) = threads.start("d")
         for _ in range(300):
-            with pytest.raises(QueueFull):
-                threads.queue.ask_all(["a", "b", "c"], time.monotonic() + PATIENCE)
-        assert threads.ask("d").result == "<d>"
-        assert threads.model.batches == [["d"]]
+            with pytest.raises(QueueFull, match="2 jobs wait already") as caught:
+                threads.queue.ask_all(["a", "b"], time.monotonic() + PATIENCE)
+            assert caught.value.retry_after
+        assert threads.ask("e").result == "<e>"
+        assert first.result(PATIENCE).result == "<d>"
+        assert threads.model.batches == [["d", "e"]]
+
+
+def test_more_jobs_than_may_ever_wait_are_not_told_to_come_back() -> None:
+    with Threads(capacity=2) as threads:
+        with pytest.raises(QueueFull, match="^3 requests at once, at most 2 fit: ") as caught:
+            threads.queue.ask_all(["a", "b", "c"], time.monotonic() + PATIENCE)
+        assert caught.value.retry_after is None
+        answers = threads.queue.ask_all(["a", "b"], time.monotonic() + PATIENCE)
+        assert [answer.result for answer in answers] == ["<a>", "<b>"]
 
 
 def test_a_job_that_expires_in_the_queue_is_not_computed() -> None:
@@ -340,6 +352,24 @@ def test_what_fails_after_its_deadline_is_in_the_log(caplog: pytest.LogCaptureFi
     records = [one for one in caplog.records if "after the deadline" in one.getMessage()]
     assert len(records) == 1  # one exception of two jobs
     assert "KeyError: 'lost'" in caplog.text
+
+
+def test_a_model_that_is_too_slow_for_the_timeout_is_told_of_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    clock = Clock()
+
+    def slow(items: Sequence[Any]) -> list[Any]:
+        clock.now += 2.5 if "slow" in items else 2.0
+        return list(items)
+
+    with Threads(slow, clock=clock, timeout=2.0) as threads:
+        for item in ("quick", "slow", "slow"):
+            threads.ask(item)
+    assert [one.getMessage() for one in caplog.records] == [
+        "the model took 2.5 s for 1 item(s), but a request waits no longer than timeout, 2 s:"
+        " raise VENTU_TIMEOUT, or lower VENTU_MAX_BATCH_SIZE"
+    ]
 
 
 def test_a_very_long_deadline_is_no_overflow() -> None:
@@ -666,6 +696,38 @@ def test_one_by_one_has_deadlines_and_a_capacity_too() -> None:
     assert model.batches == [["hold"], ["b"]]
 
 
+def test_one_by_one_a_call_for_many_finds_its_place_once() -> None:
+    """Those that ran already would be lost if a later one were refused."""
+    model = Model()
+    alone = Alone(model, capacity=1)
+    with ThreadPoolExecutor(3) as pool:
+
+        def items() -> Iterator[str]:
+            yield "a"
+            others.append(pool.submit(alone.ask, "hold"))
+            assert model.begun.wait(PATIENCE)
+            others.append(pool.submit(alone.ask, "c"))
+            until(lambda: len(alone.turns._waiting) == 1)
+            with pytest.raises(QueueFull):
+                alone.model.ask_all(["none", "of them"], time.monotonic() + PATIENCE)
+            pool.submit(let_go)
+            yield "b"
+
+        def let_go() -> None:
+            until(lambda: len(alone.turns._waiting) == 2)
+            model.go.set()
+
+        others: list[Future[Inferred]] = []
+        many: Any = items()
+        try:
+            answers = alone.model.ask_all(many, time.monotonic() + PATIENCE)
+        finally:
+            model.go.set()
+        assert [answer.result for answer in answers] == ["<a>", "<b>"]
+        assert results(others) == ["<hold>", "<c>"]
+    assert model.batches == [["a"], ["hold"], ["c"], ["b"]]
+
+
 # -------------------------------------------------------------------------- whole services
 
 
@@ -748,7 +810,7 @@ def test_a_full_queue_is_429_and_a_deadline_504() -> None:
             200,
         ]
     assert expired.status_code == 504
-    assert expired.get_json()["detail"] == "the deadline of the job has passed"
+    assert expired.get_json()["detail"] == "no answer within the timeout of this request"
     assert full.status_code == 429
     assert int(full.headers["Retry-After"]) >= 1
     for reason in ("full", "expired"):
@@ -845,12 +907,12 @@ def test_every_answer_is_that_of_its_own_request() -> None:
             seconds = chance.choice([0.003, PATIENCE, PATIENCE])
             deadline = time.monotonic() + seconds
             reply = runtime.answer(f"{number}".encode(), "json", "json", deadline)
-            if isinstance(reply.outcome, Rejected):
-                seen[number] = reply.outcome.status
+            if isinstance(reply.result, Rejected):
+                seen[number] = reply.result.status
                 assert seen[number] in ((500, 504) if seconds < 1 else (500,))
             else:
                 seen[number] = 200
-                assert reply.outcome == b'"%d"' % number
+                assert reply.result == b'"%d"' % number
                 assert number % 11
                 assert 1 <= reply.batch_size <= 8
             if thread == 0 and turn % 10 == 0:

@@ -263,6 +263,13 @@ def test_sys_exit_in_a_stage_harms_no_other(text: str) -> None:
     assert isinstance(run.outcomes[1].exc, SystemExit)
 
 
+def test_sys_exit_in_a_stage_harms_no_other_value() -> None:
+    one = pipeline()
+    for rejected in (one.prepare_value({"text": "leave"}), one.finish_value("leave late")):
+        assert isinstance(rejected, Rejected)
+        assert isinstance(rejected.exc, SystemExit)
+
+
 def interrupt(value: Any) -> Any:
     raise KeyboardInterrupt
 
@@ -270,8 +277,11 @@ def interrupt(value: Any) -> Any:
 @pytest.mark.parametrize("stage", ["preprocess", "postprocess"])
 def test_ctrl_c_in_a_stage_is_not_caught(stage: str) -> None:
     stages: dict[str, Any] = {stage: interrupt}
+    one = pipeline(**stages)
     with pytest.raises(KeyboardInterrupt):
-        pipeline(**stages).run([encoded("good", "json")])
+        one.run([encoded("good", "json")])
+    with pytest.raises(KeyboardInterrupt):
+        one.finish_value(one.prepare_value({"text": "good"}))
 
 
 def test_values_go_the_same_way_as_payloads() -> None:

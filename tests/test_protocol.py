@@ -111,7 +111,7 @@ def test_the_batching_side_understands_ventus_worker(name: str, piece_size: int 
         batching.send_batch(Batch(msgpack.unpackb(batch)))
         (results,) = receive(batching, encode_frame(body), piece_size)
         assert isinstance(results, Results)
-        assert results.missing == () and not results.bye and results.infer is None
+        assert not results.bye and results.infer is None
         statuses += [results.rejected.get(id, 200) for id in results.payloads]
         assert all(type(payload) is bytes for payload in results.payloads.values())
     assert sorted(statuses) == [200, 200, 200, 422, 422]
@@ -309,11 +309,11 @@ def test_a_message_out_of_turn_is_the_callers_mistake(send: Any, text: str) -> N
 # What this end has to say about a message
 
 
-def test_jobs_that_were_left_out_are_named() -> None:
+def test_jobs_may_be_left_out() -> None:
     pair = busy_pair()
     data = pair.worker.send_results(Results({B: b""}))
-    assert pair.to_batching(data) == [Results({B: b""}, missing=(A,))]
-    assert busy_pair().to_batching(message({})) == [Results({}, missing=(A, B))]
+    assert pair.to_batching(data) == [Results({B: b""})]
+    assert busy_pair().to_batching(message({})) == [Results({})]
 
 
 @pytest.mark.parametrize(

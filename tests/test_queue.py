@@ -526,7 +526,9 @@ class TestDeaths:
         queue.lose("ann", 1.0)
 
         assert outcomes(queue) == {"a": UNSERVED, "b": UNSERVED}
-        assert UNSERVED.detail == "the deadline of the job has passed; no worker was ready"
+        assert (
+            UNSERVED.detail == "no answer within the timeout of this request; no worker was ready"
+        )
         assert queue.waiting == 0
 
     def test_a_retried_job_expires_like_any_other(self) -> None:

@@ -13,9 +13,11 @@ from programs import run_file
 from prometheus_client import REGISTRY
 
 from ventu_lite import Example, InvalidPayload, JobExpired, NotReady, Service, VentuError
+from ventu_lite.batching.local_jobs import Inferred
 from ventu_lite.health import HEALTH_CACHE, Health
 from ventu_lite.outcomes import Rejected
-from ventu_lite.runtime import Reply, Runtime
+from ventu_lite.runtime import Runtime
+from ventu_lite.stages import Kind
 
 PATIENCE = 10.0
 
@@ -59,13 +61,13 @@ def doubled(numbers: list[int]) -> list[int]:
     return [2 * number for number in numbers]
 
 
-def answer(runtime: Runtime, payload: bytes = b"21", seconds: float = PATIENCE) -> Reply:
+def answer(runtime: Runtime, payload: bytes = b"21", seconds: float = PATIENCE) -> Inferred:
     return runtime.answer(payload, "json", "json", runtime.clock() + seconds)
 
 
-def rejected(reply: Reply) -> Rejected:
-    assert isinstance(reply.outcome, Rejected)
-    return reply.outcome
+def rejected(reply: Inferred) -> Rejected:
+    assert isinstance(reply.result, Rejected)
+    return reply.result
 
 
 def sample(series: str, service: Service, **labels: str) -> float:
@@ -77,15 +79,15 @@ def sample(series: str, service: Service, **labels: str) -> float:
 
 def test_a_payload_is_answered() -> None:
     reply = answer(make_service().runtime)
-    assert reply.outcome == b"42"
+    assert reply.result == b"42"
     assert reply.batch_size == 1
     assert reply.infer >= 0
 
 
 def test_the_answer_may_be_in_another_codec() -> None:
     runtime = make_service().runtime
-    assert runtime.answer(b"\x15", "msgpack", "json", runtime.clock() + 1).outcome == b"42"
-    assert runtime.answer(b"21", "json", "msgpack", runtime.clock() + 1).outcome == b"*"
+    assert runtime.answer(b"\x15", "msgpack", "json", runtime.clock() + 1).result == b"42"
+    assert runtime.answer(b"21", "json", "msgpack", runtime.clock() + 1).result == b"*"
 
 
 def test_the_runtime_of_a_service_is_one() -> None:
@@ -102,7 +104,7 @@ def test_single_functions_run_in_many_threads_at_once() -> None:
     runtime = make_service(infer).runtime
     with ThreadPoolExecutor(4) as pool:
         replies = list(pool.map(lambda _: answer(runtime), range(4)))
-    assert [reply.outcome for reply in replies] == [b"1"] * 4
+    assert [reply.result for reply in replies] == [b"1"] * 4
 
 
 def test_predict_does_not_hold_up_single_functions() -> None:
@@ -166,7 +168,7 @@ class Busy:
         return numbers
 
     def __enter__(self) -> "Busy":
-        self.holder: Future[Reply] = self.pool.submit(answer, self.runtime, b"99")
+        self.holder: Future[Inferred] = self.pool.submit(answer, self.runtime, b"99")
         assert self.begun.wait(PATIENCE)
         return self
 
@@ -184,7 +186,7 @@ def test_a_deadline_may_pass_while_waiting_for_the_batch_function() -> None:
         assert reply.queue > 0
         assert reply.batch_size == 0
         assert busy.calls == calls
-    assert busy.holder.result(PATIENCE).outcome == b"99"
+    assert busy.holder.result(PATIENCE).result == b"99"
     assert sample("ventu_rejected_total", busy.service, reason="expired") == 1
 
 
@@ -211,7 +213,7 @@ def make_slow(fn: Callable[[int], int]) -> tuple[Service, Runtime]:
 
 def test_a_deadline_may_pass_during_the_call() -> None:
     service, runtime = make_slow(lambda number: number)
-    assert answer(runtime, b"9").outcome == b"9"
+    assert answer(runtime, b"9").result == b"9"
     reply = answer(runtime, b"11")
     assert rejected(reply).status == 504
     assert rejected(reply).exc.__cause__ is None
@@ -227,9 +229,42 @@ def test_what_failed_before_a_deadline_is_not_forgotten() -> None:
     assert sample("ventu_rejected_total", service, reason="failed") == 0
 
 
+def make_slow_postprocess(fn: Callable[[int], int]) -> tuple[Service, Runtime]:
+    service, clock = make_service(lambda number: number, examples=[0]), Clock()
+
+    def postprocess(number: int) -> int:
+        clock.now += number
+        return fn(number)
+
+    service.add_stage("postprocess", postprocess)
+    return service, Runtime(service, clock=clock)
+
+
+def test_values_expire_like_payloads() -> None:
+    service, runtime = make_slow_postprocess(lambda number: number)
+    good, late = runtime.ask_all([1, 2], timeout=2.5)
+    assert good == 1
+    assert (late.code, late.__cause__.args) == (
+        504,
+        ("no answer within the timeout of this request",),
+    )
+    assert sample("ventu_rejected_total", service, reason="expired") == 1
+
+
+def test_what_failed_before_the_deadline_of_a_value_is_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    service, runtime = make_slow_postprocess(lambda number: number // (number < 3))
+    (late,) = runtime.ask_all([3], timeout=2.5)
+    assert late.code == 504
+    assert "a request of service.ask failed: ZeroDivisionError" in caplog.text
+    assert sample("ventu_rejected_total", service, reason="expired") == 1
+    assert sample("ventu_rejected_total", service, reason="failed") == 0
+
+
 def test_a_very_long_timeout_is_no_overflow() -> None:
     service = make_batch_service(timeout=1e300)
-    assert answer(service.runtime, seconds=1e300).outcome == b"42"
+    assert answer(service.runtime, seconds=1e300).result == b"42"
     assert service.health_check().is_ok
     assert service.runtime.health().is_ok
 
@@ -257,6 +292,14 @@ def test_a_stage_that_did_not_run_is_not_counted() -> None:
     assert sample("ventu_rejected_total", service, reason="invalid") == 1
     assert sample("ventu_batch_size_count", service) == 0
     assert sample("ventu_queue_seconds_count", service) == 0
+
+
+def test_the_stages_of_values_are_counted_like_those_of_payloads() -> None:
+    service = make_service(lambda number: 6 // number, examples=None)
+    service.ask_all([1, 0, "x"])
+    assert stages(service, "single") == {"preprocess": 3, "infer": 2, "postprocess": 1}
+    for reason in ("failed", "invalid"):
+        assert sample("ventu_rejected_total", service, reason=reason) == 1
 
 
 def test_a_batch_function_counts_batches_and_waiting() -> None:
@@ -296,7 +339,7 @@ def test_neither_probes_nor_warm_up_are_counted_as_requests() -> None:
 
 def test_a_process_that_answers_http_is_a_worker_once_it_is_ready() -> None:
     service = make_service()
-    service.runtime.answers_http()
+    service.runtime.count_as_http_worker()
     assert sample("ventu_workers", service, protocol="http") == 0
     service.runtime.startup.run()
     assert sample("ventu_workers", service, protocol="http") == 1
@@ -313,7 +356,7 @@ def test_a_process_that_was_ready_before_counts_too() -> None:
 def test_a_worker_behind_a_batching_service_answers_no_http() -> None:
     service = make_service()
     assert service.app
-    service.runtime.use_batch_function()
+    service.runtime.act_as_worker()
     service.runtime.startup.run()
     assert sample("ventu_workers", service, protocol="http") == 0
 
@@ -374,10 +417,14 @@ def test_predict_raises_what_set_up_raises() -> None:
         service.predict(1)
 
 
-def test_set_up_that_predicts_is_told_instead_of_waiting_for_itself() -> None:
-    service = make_service()
-    service.setup(lambda: service.predict(1))
-    with pytest.raises(VentuError, match="must not call predict"):
+@pytest.mark.parametrize("ask", [Service.predict, Service.ask], ids=["predict", "ask"])
+@pytest.mark.parametrize("kind", ["setup", "preprocess"])
+def test_who_needs_the_set_up_in_the_set_up_is_told_instead_of_waiting_for_himself(
+    kind: Kind, ask: Callable[[Service, int], Any]
+) -> None:
+    service = make_service(examples=[1])
+    service.add_stage(kind, lambda *_: ask(service, 1))
+    with pytest.raises(VentuError, match=r"neither setup\(\) nor a stage in the warm-up may call"):
         service.predict(1)
 
 
@@ -406,9 +453,26 @@ def test_flask_warms_the_single_function_up_and_a_worker_the_other() -> None:
     assert seen.all == [3]
     seen.all.clear()
     worker = Runtime(service)
-    worker.use_batch_function()
+    worker.act_as_worker()
     worker.startup.run()
     assert seen.all == [[3], [3, 3]]
+
+
+@pytest.mark.parametrize(("seconds", "count"), [(2.0, 0), (2.1, 1)])
+def test_a_warm_up_longer_than_a_request_waits_is_told(
+    seconds: float, count: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = Clock()
+
+    def slow(numbers: list[int]) -> list[int]:
+        clock.now += 9 if len(numbers) == 1 else seconds  # the first call is often slow
+        return numbers
+
+    service = make_batch_service(slow, timeout=2.0, warmup_batch_size=4)
+    Runtime(service, clock=clock).startup.run()
+    said = [one.getMessage() for one in caplog.records if "VENTU_TIMEOUT" in one.getMessage()]
+    assert len(said) == count
+    assert all(one.startswith("4 item(s) took 2.1 s") for one in said)
 
 
 def test_a_failing_warm_up_is_a_failed_start(caplog: pytest.LogCaptureFixture) -> None:
@@ -435,7 +499,7 @@ def test_what_was_set_up_is_not_set_up_again_for_a_failed_warm_up() -> None:
     with pytest.raises(NotReady):
         answer(runtime)
     clock.now += 10
-    assert answer(runtime, b"8").outcome == b"4"
+    assert answer(runtime, b"8").result == b"4"
     assert seen == ["set-up", "infer", "infer", "infer"]
 
 
@@ -448,7 +512,7 @@ def test_an_inference_waits_for_set_up_until_its_deadline() -> None:
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(answer, service.runtime)
         go.set()
-        assert waiting.result(PATIENCE).outcome == b"42"
+        assert waiting.result(PATIENCE).result == b"42"
 
 
 # ------------------------------------------------------------------------------- health
@@ -471,8 +535,8 @@ def test_another_answer_than_the_expected_one_is_an_error_but_no_obstacle() -> N
     service = make_service(examples=[Example(1, 2), Example(3, 7)])
     health = service.health_check()
     assert not health.is_ok
-    assert health.detail == "example 1: the answer differs from the expected one"
-    assert answer(service.runtime).outcome == b"42"
+    assert health.detail == "example 2: the answer differs from the expected one"
+    assert answer(service.runtime).result == b"42"
 
 
 def test_an_example_that_fails_later_is_an_error(caplog: pytest.LogCaptureFixture) -> None:
@@ -590,7 +654,7 @@ def test_a_model_that_hangs_hangs_one_probe_only() -> None:
 def test_health_says_that_the_model_is_busy() -> None:
     with Busy(timeout=0.02) as busy:
         health = busy.service.health_check()
-        assert health.detail == "example 0: the model was busy for 0.02 s"
+        assert health.detail == "example 1: the model was busy for 0.02 s"
 
 
 def stuck(service: Service, clock: Clock, seconds: float) -> tuple[Runtime, str, Health]:
@@ -722,6 +786,6 @@ def test_locks_that_threads_of_the_parent_hold_are_free_in_a_child() -> None:
     with Busy() as busy:
         pid = os.fork()
         if pid == 0:
-            answered = answer(busy.runtime, b"5", seconds=1).outcome == b"5"
+            answered = answer(busy.runtime, b"5", seconds=1).result == b"5"
             os._exit(0 if answered else 1)
         assert os.waitpid(pid, 0)[1] == 0

@@ -14,6 +14,8 @@ from processes import TIMEOUT, Server, flask_run, serve, short_directory
 from prometheus_client.parser import text_string_to_metric_families
 from waiting import until
 
+from ventu_lite.problems import NO_SUCH_ROUTE, ONLY_A_PAGE
+
 APP = """
 from flask import abort
 from pydantic import BaseModel, Field
@@ -122,10 +124,10 @@ CASES = {
     ),
     "no time": Case(400, "X-Request-Timeout must be", b"{}", (JSON, "X-Request-Timeout: soon")),
     "no key": Case(401, "send the key", b"{}", key=""),
-    "another key": Case(401, "send the key", b"{}", (MSGPACK,), key="k", packed=True),
-    "nowhere": Case(404, "no such route", method="GET", target="/nowhere?a=b"),
-    "nowhere in msgpack": Case(404, "no such route", fields=(MSGPACK,), target="/no", packed=True),
-    "nowhere, in other letters": Case(404, "no such route", target="/caf%C3%A9%20au%20lait"),
+    "another key": Case(401, "this Authorization is not", b"{}", (MSGPACK,), key="k", packed=True),
+    "nowhere": Case(404, NO_SUCH_ROUTE, method="GET", target="/nowhere?a=b"),
+    "nowhere in msgpack": Case(404, NO_SUCH_ROUTE, fields=(MSGPACK,), target="/no", packed=True),
+    "nowhere, in other letters": Case(404, NO_SUCH_ROUTE, target="/caf%C3%A9%20au%20lait"),
     "GET": Case(405, "ask with POST", method="GET", allow="OPTIONS, POST"),
     "PUT": Case(405, "ask with POST", b"{}", method="PUT", allow="OPTIONS, POST"),
     "GET for msgpack": Case(
@@ -137,7 +139,7 @@ CASES = {
         packed=True,
     ),
     "POST to health": Case(405, "ask with GET", b"{}", target="/health", allow=GET),
-    "POST to home": Case(405, "ask with GET", b"{}", target="/", allow=GET),
+    "POST to home": Case(405, ONLY_A_PAGE, b"{}", target="/", allow=GET),
     "POST to livez in msgpack": Case(
         405, "ask with GET", fields=(MSGPACK,), target="/livez", allow=GET, packed=True
     ),
@@ -167,7 +169,7 @@ CASES = {
         418, "no coffee", b'{"text": "tea"}', target="//inference", from_worker=True
     ),
     "two slashes and no key": Case(401, "send the key", b"{}", target="//inference", key=""),
-    "two slashes, nowhere": Case(404, "no such route", target="//nowhere"),
+    "two slashes, nowhere": Case(404, NO_SUCH_ROUTE, target="//nowhere"),
     "two slashes, POST to health": Case(405, "ask with GET", b"{}", target="//health", allow=GET),
     "what a stage says": Case(418, "no coffee", b'{"text": "tea"}', from_worker=True),
     "what a stage cannot read": Case(422, "mind your words", b'{"text": "rude"}', from_worker=True),

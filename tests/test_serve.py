@@ -38,6 +38,23 @@ def test_workers_get_the_flags_as_variables() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("said", "flag", "size"),
+    [
+        pytest.param(128, None, 128, id="the decorator"),
+        pytest.param(128, 32, 32, id="a smaller flag"),
+        pytest.param(16, 64, 16, id="a larger flag"),
+        pytest.param(100_000, None, 65_536, id="more than a message holds"),
+    ],
+)
+def test_the_front_forms_batches_as_large_as_the_workers_take(
+    said: int, flag: int | None, size: int
+) -> None:
+    plan = make_plan(batch=True, max_batch_size=said)
+    config = plan.service.config.override(max_batch_size=flag)
+    assert module._config_of_front(plan, config).max_batch_size == size
+
+
 def test_front_and_workers_meet_where_nobody_else_can(monkeypatch: pytest.MonkeyPatch) -> None:
     with module._meeting_place() as address:
         folder = Path(address.path).parent

@@ -20,7 +20,7 @@ from ventu_lite.addresses import Address, TCPAddress, UnixAddress
 from ventu_lite.batching.http import run
 from ventu_lite.batching.http_request import Request
 from ventu_lite.batching.listeners import BACKLOG
-from ventu_lite.batching.server import BatchingService, Options, running
+from ventu_lite.batching.server import BatchingService, ServiceOptions, running
 from ventu_lite.batching.status import PlainStatus
 from ventu_lite.config import Config
 from ventu_lite.errors import CannotListen
@@ -105,7 +105,7 @@ async def serving(options: dict[str, object], settings: dict[str, object]) -> As
     with short_directory() as directory:
         unix = str(directory / "s")
         config = Config(port=0, **{"timeout": 20.0, "max_wait": 0.0, **settings})
-        made = Options("cats", **{"workers_at": [UnixAddress(unix)], **options})  # type: ignore[arg-type]
+        made = ServiceOptions("cats", **{"workers_at": [UnixAddress(unix)], **options})  # type: ignore[arg-type]
         service = BatchingService(config, made, PlainStatus)
         async with running(service):
             try:
@@ -205,7 +205,8 @@ def test_metrics_that_cannot_be_read_are_told(
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "/nowhere/at/all")
 
     async def test(stage: Stage) -> None:
-        assert b"the log says why" in (await stage.ask("/metrics")).body
+        said = b"the metrics cannot be read; the log says why\n"
+        assert await stage.ask("/metrics") == Answer(500, said)
 
     play(test)
     assert "the metrics cannot be read" in caplog.text
@@ -354,7 +355,7 @@ def test_a_door_that_cannot_be_opened_leaves_the_others_closed() -> None:
                 UnixAddress(str(directory / "s")),
                 TCPAddress("127.0.0.1", port),
             ]
-            service = BatchingService(Config(port=0), Options("x", doors), PlainStatus)
+            service = BatchingService(Config(port=0), ServiceOptions("x", doors), PlainStatus)
             with pytest.raises(CannotListen, match=f"port {port}: Address already in use"):
                 async with running(service):
                     raise AssertionError("it runs")

@@ -180,16 +180,17 @@ def test_even_an_exit_is_a_failure(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_who_would_wait_for_himself_is_told() -> None:
-    failure: list[VentuError] = []
+    failures: list[VentuError] = []
 
     def load() -> None:
-        with pytest.raises(VentuError, match="must not call predict") as caught:
-            startup.run()
-        failure.append(caught.value)
+        for wait in (startup.run, lambda: startup.wait(PATIENCE)):
+            with pytest.raises(VentuError, match="may call ask, predict or health_check") as caught:
+                wait()
+            failures.append(caught.value)
 
     startup = Startup(load)
     startup.run()
-    assert failure
+    assert len(failures) == 2
     assert startup.is_ready
 
 

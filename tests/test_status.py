@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, cast
 
+import msgpack
 import pytest
 
 from ventu_lite import Service
@@ -10,9 +11,9 @@ from ventu_lite.addresses import UnixAddress
 from ventu_lite.batching.dispatcher import Dispatcher
 from ventu_lite.batching.http import run
 from ventu_lite.batching.jobs import Failure
-from ventu_lite.batching.probing import ProbingStatus
-from ventu_lite.batching.server import BatchingService, Options
-from ventu_lite.config import Config
+from ventu_lite.batching.probing import ProbingStatus, _detail
+from ventu_lite.batching.server import BatchingService, ServiceOptions
+from ventu_lite.config import Codec, Config
 from ventu_lite.errors import QueueFull
 from ventu_lite.health import HEALTH_CACHE
 
@@ -52,7 +53,7 @@ class Place:
     def __init__(self, examples: list[Any]) -> None:
         self.jobs = Jobs()
         self.answers: list[Health] = []
-        options = Options("x", [UnixAddress("s")])
+        options = ServiceOptions("x", [UnixAddress("s")])
         service = BatchingService(Config(timeout=5), options, self._make)
         service.dispatcher = cast(Dispatcher, self.jobs)
         registry = Service("probed", request=int, response=int, examples=examples)
@@ -118,7 +119,7 @@ def test_another_answer_than_expected_is_an_error() -> None:
     def test(place: Place) -> None:
         place.ask()
         place.jobs.answer(b"1", b"3")
-        detail = "example 1: the answer differs from the expected one"
+        detail = "example 2: the answer differs from the expected one"
         assert place.said() == [(False, "Error", detail)]
 
     play(test, 1, (2, 2))
@@ -127,9 +128,10 @@ def test_another_answer_than_expected_is_an_error() -> None:
 @pytest.mark.parametrize(
     ("fail", "detail"),
     [
-        (lambda job: job.answered(422, b"{}", b""), "example 0: status 422"),
-        (lambda job: job.answered(200, b"fine", b""), "example 0: the answer cannot be read: "),
-        (lambda job: job.answered(200, b"9" * 400, b""), "example 0: the answer cannot be read: "),
+        (lambda job: job.answered(422, b"{}", b""), "example 1: status 422"),
+        (lambda job: job.answered(500, b'{"detail": "it broke"}', b""), "status 500: it broke"),
+        (lambda job: job.answered(200, b"fine", b""), "example 1: the answer cannot be read: "),
+        (lambda job: job.answered(200, b"9" * 400, b""), "example 1: the answer cannot be read: "),
         (lambda job: job.failed(Failure(504, "expired", "too late")), "status 504: too late"),
     ],
 )
@@ -145,11 +147,26 @@ def test_an_example_that_fails_is_an_error(fail: Callable[[Any], None], detail: 
     play(test, (1, 1), (2, 2))
 
 
+@pytest.mark.parametrize(
+    ("body", "codec", "said"),
+    [
+        (b'{"detail": "it broke"}', "json", ": it broke"),
+        (msgpack.packb({"detail": "it broke"}), "msgpack", ": it broke"),
+        (msgpack.packb({"detail": "x" * 999}), "msgpack", ": " + "x" * 298),
+        (b"\xc1", "msgpack", ""),
+        (b"fine", "json", ""),
+        (b"[]", "json", ""),
+    ],
+)
+def test_the_detail_of_a_problem_document_is_told(body: bytes, codec: Codec, said: str) -> None:
+    assert _detail(body, codec) == said
+
+
 def test_a_full_queue_is_an_error() -> None:
     def test(place: Place) -> None:
         place.jobs.refuses_with = QueueFull("8 jobs wait already")
         place.ask()
-        assert place.said() == [(False, "Error", "example 0: 8 jobs wait already")]
+        assert place.said() == [(False, "Error", "example 1: 8 jobs wait already")]
 
     play(test, 1, 2)
 
@@ -158,7 +175,7 @@ def test_an_example_that_cannot_be_queued_leaves_nobody_without_an_answer() -> N
     def test(place: Place) -> None:
         place.jobs.refuses_with = RuntimeError("a policy that is broken")
         place.ask()
-        assert place.said() == [(False, "Error", "example 0: a policy that is broken")]
+        assert place.said() == [(False, "Error", "example 1: a policy that is broken")]
         place.jobs.refuses_with = None
         place.jobs.now += HEALTH_CACHE + 1
         place.ask()

@@ -17,11 +17,13 @@ def variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(PARENT_VARIABLE, raising=False)
     monkeypatch.setenv("VENTU_MAXWAIT", "0")
     monkeypatch.setenv("VENTU_COLOUR", "blue")
+    monkeypatch.setenv("VENTU_WORKERS", "2")
 
 
 SAID = {
     "VENTU_MAXWAIT is ignored: there is no such setting; did you mean VENTU_MAX_WAIT?",
     "VENTU_COLOUR is ignored: there is no such setting",
+    "VENTU_WORKERS is ignored: there is no such setting; say --workers on the command line",
 }
 
 

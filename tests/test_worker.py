@@ -158,7 +158,7 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 def without_infer(event: Event) -> Results:
     assert isinstance(event, Results)
-    return Results(event.payloads, event.rejected, None, event.bye, event.missing)
+    return Results(event.payloads, event.rejected, None, event.bye)
 
 
 # Serving
@@ -279,7 +279,7 @@ def test_jobs_that_were_left_out_are_handed_out_again() -> None:
 
     with BatchingPeer() as peer, running(make_worker(peer.connect, answer)):
         assert peer.submit([b"x", b"y", b"z"]) == [(200, b"x"), (200, b"y"), (200, b"z")]
-        assert [len(results.missing) for results in peer.results] == [2, 1, 0]
+        assert [len(results.payloads) for results in peer.results] == [1, 1, 1]
 
 
 def test_an_exception_of_answer_ends_the_worker(peer: Peer) -> None:

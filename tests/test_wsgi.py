@@ -403,6 +403,104 @@ def test_what_nobody_waits_for_any_more_is_not_begun(monkeypatch: pytest.MonkeyP
     bounded(test)
 
 
+class Threadless:
+    """Has the system refuse every new thread until ``may_start`` is set."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.may_start = False
+        start = threading.Thread.start
+
+        def start_or_not(thread: threading.Thread) -> None:
+            if not self.may_start:
+                raise RuntimeError("can't start new thread")
+            start(thread)
+
+        monkeypatch.setattr(threading.Thread, "start", start_or_not)
+
+
+def test_without_any_thread_a_request_is_turned_away_and_forgotten(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A thread that comes later must not run what was answered; nor may its place be taken."""
+    system, called = Threadless(monkeypatch), []
+
+    def app(environ: Any, start_response: Any) -> Any:
+        called.append(environ["PATH_INFO"])
+        start_response("200 OK", [])
+        return []
+
+    async def test() -> None:
+        routes = WSGIRoutes(app, "h", unreadable)
+        for _ in range(wsgi.THREADS + 1):
+            answer = await answer_to(routes, make_request("GET /early HTTP/1.1"))
+            assert (answer.status, answer.all("Retry-After")) == (503, ["1"])
+        system.may_start = True
+        assert (await answer_to(routes, make_request("GET /late HTTP/1.1"))).status == 200
+        assert called == ["/late"]
+        routes.close()
+
+    bounded(test)
+    assert caplog.messages == [
+        "a thread for the routes cannot start, 0 run: can't start new thread"
+    ]
+
+
+def test_with_fewer_threads_requests_wait_for_those_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    system, may_go = Threadless(monkeypatch), threading.Event()
+
+    def app(environ: Any, start_response: Any) -> Any:
+        may_go.wait(20)
+        start_response("200 OK", [])
+        return []
+
+    async def test() -> None:
+        routes = WSGIRoutes(app, "h", unreadable)
+        first, second = make_request("GET / HTTP/1.1"), make_request("GET / HTTP/1.1")
+        system.may_start = True
+        routes(first)
+        system.may_start = False
+        routes(second)
+        may_go.set()
+        for made in (first, second):
+            await asyncio.wait_for(made.is_answered.wait(), 20)
+            assert made.said is not None and made.said.status == 200
+        routes.close()
+
+    bounded(test)
+
+
+def test_only_so_many_requests_wait_for_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Routes that hang would else keep a head of each client that tries in vain."""
+    monkeypatch.setattr(wsgi, "THREADS", 1)
+    monkeypatch.setattr(wsgi, "MAX_WAITING", 2)
+    begun, may_go = threading.Event(), threading.Event()
+
+    def app(environ: Any, start_response: Any) -> Any:
+        begun.set()
+        may_go.wait(20)
+        start_response("200 OK", [])
+        return []
+
+    async def test() -> None:
+        routes = WSGIRoutes(app, "h", unreadable)
+        routes(make_request("GET / HTTP/1.1"))
+        await turn_until(begun.is_set)
+        waiting = [make_request("GET / HTTP/1.1") for _ in range(2)]
+        for made in waiting:
+            routes(made)
+        answer = await answer_to(routes, make_request("GET / HTTP/1.1"))
+        assert (answer.status, answer.all("Retry-After")) == (503, ["1"])
+        assert answer.json["detail"] == "too many requests are waiting"
+        may_go.set()
+        await asyncio.wait_for(waiting[1].is_answered.wait(), 20)
+        assert (await answer_to(routes, make_request("GET / HTTP/1.1"))).status == 200
+        routes.close()
+
+    bounded(test)
+
+
 def test_bodies_of_clients_that_left_do_not_wait_for_a_thread(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

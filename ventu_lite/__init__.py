@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .config import Config
     from .errors import (
+        BatchFailed,
         BatchSizeError,
         CannotListen,
         ConfigError,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from .service import Service
 
 __all__ = [
+    "BatchFailed",
     "BatchSizeError",
     "CannotListen",
     "Config",

@@ -15,6 +15,7 @@ from .media_types import media_types_of
 from .mounting import ServiceBlueprint, identifier
 from .openapi import document
 from .outcomes import UNEXPECTED, InferenceFailed
+from .problems import NO_SUCH_ROUTE, ONLY_A_PAGE
 from .views import Views
 
 if TYPE_CHECKING:
@@ -88,8 +89,10 @@ def answer_problem(exc: HTTPException) -> ResponseReturnValue:
 def _why_nowhere(exc: HTTPException) -> str | None:
     """Return what to say where no route is found, in the words of the batching service."""
     if isinstance(exc, NotFound):
-        return "no such route"
+        return NO_SUCH_ROUTE
     if isinstance(exc, MethodNotAllowed):
+        if request.path == "/":
+            return ONLY_A_PAGE
         methods = sorted({*(exc.valid_methods or ())} - {"HEAD", "OPTIONS"})
         return f"ask with {' or '.join(methods)}"
     return exc.description

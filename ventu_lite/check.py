@@ -39,7 +39,7 @@ def check(service: "Service", *, clock: Callable[[], float] = time.perf_counter)
     runtime = service.runtime
     old_name = unread_extra_in(composition.request, composition.response)
     too_large = _TooLarge()
-    runtime.use_batch_function(too_large)
+    runtime.act_as_worker(too_large)
     runtime.startup.run()
     if not composition.probes:
         raise ConfigError(_without_example(service.name, old_name))

@@ -32,6 +32,7 @@ class Child:
         self.is_ready = False
         self._process = process
         self._started_at = started_at
+        self._is_cut_off = False
 
     @classmethod
     async def start(
@@ -54,6 +55,11 @@ class Child:
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(signum)
 
+    def cut_off(self) -> None:
+        """End it at once, as it held a batch for too long."""
+        self._is_cut_off = True
+        self.signal(signal.SIGKILL)
+
     def note_ready(self) -> None:
         """Take note that it has asked for its first batch."""
         self.is_ready = True
@@ -73,7 +79,8 @@ class Child:
             self._tell(f"is still loading after {self._age():.0f} s")
         code = await end
         before = "" if self.is_ready else " before it was ready"
-        return f"(process {self.pid}) {how(code)} after {self._age():.1f} s{before}"
+        said = "was killed here, for its batch," if self._is_cut_off else how(code)
+        return f"(process {self.pid}) {said} after {self._age():.1f} s{before}"
 
     def _tell(self, what: str) -> None:
         log.info("worker %d, process %d, %s", self.number, self.pid, what)

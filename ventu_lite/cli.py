@@ -253,6 +253,7 @@ def check(
     _, mounted, _ = load_service(info, service_name, log_level=log_level, log_format=log_format)
     from .check import check as run
 
+    log.info("setting up service %r, then running its examples", mounted.service.name)
     try:
         report = run(mounted.service)
     except ConfigError:

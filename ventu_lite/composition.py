@@ -47,7 +47,7 @@ class Composition:
 
     @property
     def max_batch_size(self) -> int:
-        """How many items a call may get: the setting, under the ceiling of the decorator."""
+        """How many items a call may get, see ``largest_batch``."""
         return largest_batch(self.stages, self.config)
 
     @property
@@ -151,10 +151,16 @@ def compose(
 
 
 def largest_batch(stages: Mapping[str, Stage], config: Config) -> int:
-    """Return a setting ``max_batch_size``, under the ceiling of the decorator."""
+    """Return how many items a call may get: as many as the decorator says, if it says so.
+
+    A setting lowers that, and counts where the decorator says nothing; its default never lowers.
+    """
     stage = stages.get("batch infer")
     ceiling = stage.options.max_batch_size if stage else None
-    return min(ceiling or config.max_batch_size, config.max_batch_size)
+    if ceiling is None:
+        return config.max_batch_size
+    is_set = "max_batch_size" in config.model_fields_set
+    return min(ceiling, config.max_batch_size) if is_set else ceiling
 
 
 def _warmup_size(given: Any, request: Schema, most: int) -> int:

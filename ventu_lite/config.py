@@ -65,6 +65,8 @@ Secret = Annotated[SecretStr, AfterValidator(_usable)]
 class Config(BaseSettings):
     """The settings of one service; every field is also an environment variable.
 
+    A service reads them once, before its first request: a change after that changes nothing.
+
     Durations are seconds; sizes are bytes and may be written ``"10MiB"``. What is given to the
     constructor is what the *code* says, so the environment overrides it; what an operator says
     on a command line goes through ``override``.

@@ -14,9 +14,11 @@ VentuError
 │   ├── NotReady          503: set-up or warm-up has not succeeded yet
 │   ├── QueueFull         429: as many jobs wait as may
 │   └── JobExpired        504: the deadline of the job has passed
-├── CannotListen         the operator: an address is taken, or none of this machine's
+├── CannotListen          the operator: an address is taken, or none of this machine's
 ├── ProtocolError         the peer: close this connection and carry on
-├── BatchSizeError        the service: a batch function returned too many or too few results
+├── BatchFailed           the service: a batch function failed, for which item nobody knows
+│   └── BatchSizeError    it returned too many or too few results
+├── InferenceFailed       what ``Service.ask`` raises, an ``HTTPException``; in ``outcomes``
 └── InvalidResponse       the service: what the last stage returned is no response
 """
 
@@ -139,7 +141,22 @@ class ProtocolError(VentuError):
     """The peer said something that the wire protocol does not allow."""
 
 
-class BatchSizeError(VentuError):
+class BatchFailed(VentuError):
+    """A batch function failed, and nobody knows for which of its items: they share this."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self._untold = [True]
+
+    def is_news(self) -> bool:
+        """Tell whether this is asked for the first time; any thread may ask."""
+        try:
+            return self._untold.pop()
+        except IndexError:
+            return False
+
+
+class BatchSizeError(BatchFailed):
     """A batch function returned another number of results than it got items."""
 
 

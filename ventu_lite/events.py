@@ -40,15 +40,12 @@ class Results:
         rejected: Job id → HTTP status from 400 to 599; each id is in ``payloads`` too.
         infer: Seconds that the batch took in the worker, if it says so.
         bye: The worker wants no further batch.
-        missing: Jobs of the batch that the worker left out. Told by the batching side; sending
-            ignores it.
     """
 
     payloads: dict[str, bytes]
     rejected: dict[str, int] = field(default_factory=dict)
     infer: float | None = None
     bye: bool = False
-    missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,10 +90,15 @@ def find_examples(
     """Return the examples of ``Service(examples=...)``, else those of the request schema.
 
     Raises:
-        RegistrationError: An example does not fit its schema.
+        RegistrationError: They are a tuple, or an example does not fit its schema.
     """
     if given is None:
         return _of_schema(request, response, codecs)
+    if isinstance(given, tuple):
+        raise RegistrationError(
+            f"examples is the tuple {_short(given)}. Give a list: examples=[a, b] are two requests,"
+            " examples=[(a, b)] is one request and its expected answer."
+        )
     examples = [_as_example(one) for one in (given if isinstance(given, list) else [given])]
     return [_probe(one, request, response, codecs) for one in examples]
 

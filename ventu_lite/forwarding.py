@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .asking import failure_of, payload_of, response_of
+from .asking import payload_of, response_of
 from .codecs import sniff
 from .composition import Composition
 from .outcomes import Rejected
@@ -24,7 +24,8 @@ def forward(
         composition: The service.
 
     Returns:
-        For each value the response, or an ``InferenceFailed``.
+        For each value the response, the ``InferenceFailed`` that a worker told of, or the
+        ``Rejected`` of what went wrong in this process: nobody else logs or counts that.
     """
     setting = composition.config.codec
     answers: list[Any] = [None] * len(values)
@@ -33,7 +34,7 @@ def forward(
         try:
             payloads[place] = payload_of(value, composition.request, setting)
         except Exception as exc:
-            answers[place] = failure_of(Rejected.of(exc))
+            answers[place] = Rejected.of(exc)
     said = ask(list(payloads.values()), seconds) if payloads else []
     for (place, payload), (status, body) in zip(payloads.items(), said, strict=True):
         codec = sniff(payload) if setting == "auto" else setting

@@ -1,4 +1,4 @@
-"""Header fields of a request, which Flask and the batching service read alike."""
+"""Header fields that Flask and the batching service read and write alike."""
 
 import hmac
 import math
@@ -9,14 +9,18 @@ from .errors import PayloadError, UnsupportedMediaType
 #: A pattern of what a client may call a request: it fits into a line of a log, and into a header.
 SANE_ID: Final = "[A-Za-z0-9._:/+=@~-]{1,128}"
 
-#: What a client is told whose ``Authorization`` is not the one that is wanted.
-SEND_KEY: Final = "send the key of this service: Authorization: Bearer KEY"
 
+def why_locked_out(authorization: bytes, key: bytes) -> str:
+    """Tell a client whose ``Authorization`` does not hold the key; "" for one whose does.
 
-def has_key(authorization: bytes, key: bytes) -> bool:
-    """Tell whether ``Authorization`` holds the key of the service; takes the same time for any."""
+    Any other key takes the same time.
+    """
     scheme, _, given = authorization.partition(b" ")
-    return scheme.lower() == b"bearer" and hmac.compare_digest(given.strip(b" \t"), key)
+    if scheme.lower() == b"bearer" and hmac.compare_digest(given.strip(b" \t"), key):
+        return ""
+    if not authorization:
+        return "send the key of this service: Authorization: Bearer KEY"
+    return "this Authorization is not `Bearer KEY` with the key of this service"
 
 
 def refuse_encoding(content_encoding: str) -> None:
@@ -46,3 +50,8 @@ def seconds_in(x_request_timeout: str) -> float:
     if not 0 < seconds < math.inf:
         raise PayloadError("X-Request-Timeout must be a positive number of seconds")
     return seconds
+
+
+def whole_seconds(seconds: float) -> int:
+    """Return a value for ``Retry-After``: whole seconds, at least one."""
+    return max(1, math.ceil(seconds))

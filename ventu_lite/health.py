@@ -160,7 +160,7 @@ class HealthCheck:
             return Health("Error", detail="set-up or warm-up failed; the log says why")
         if not self._probes:
             return Health("Unknown", detail=NO_EXAMPLE)
-        for number, probe in enumerate(self._probes):
+        for number, probe in enumerate(self._probes, 1):
             for way, size in ways:
                 if complaint := self._probe(probe, way, size):
                     return Health("Error", detail=f"example {number}: {complaint}")

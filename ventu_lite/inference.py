@@ -1,7 +1,6 @@
 """The view of ``POST /inference``, and problem documents as Flask responses."""
 
 import logging
-import math
 import os
 import random
 import re
@@ -18,14 +17,15 @@ from werkzeug.exceptions import (
     Unauthorized,
 )
 
+from .batching.local_jobs import Inferred
 from .codecs import sniff
 from .config import Codec
-from .errors import PayloadError, Unavailable
-from .headers import SANE_ID, SEND_KEY, has_key, refuse_encoding, seconds_in
+from .errors import BatchFailed, PayloadError, Unavailable
+from .headers import SANE_ID, refuse_encoding, seconds_in, whole_seconds, why_locked_out
 from .media_types import CODEC_OF, PROBLEM_TYPE, own_type, request_codec, response_type
 from .outcomes import Rejected
 from .problems import INVALID, encode_problem, problem, problem_codec
-from .runtime import Reply, Runtime
+from .runtime import Runtime
 from .tracebacks import in_one_line, traceback_for
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Inference:
     def __init__(self, service: "Service") -> None:
         config = service.config
         self._runtime: Runtime = service.runtime
-        self._runtime.answers_http()
+        self._runtime.count_as_http_worker()
         self._setting = config.codec
         self._timeout = config.timeout
         self._max_body = int(config.max_body)
@@ -69,15 +69,15 @@ class Inference:
             if response.status_code in INVALID:
                 runtime.metrics.rejected("invalid")
         else:
-            if not isinstance(reply.outcome, Rejected):
-                return self._good(reply.outcome, reply, media_type, request_id, arrived_at)
-            response = _bad(reply.outcome, media_type, request_id)
+            if not isinstance(reply.result, Rejected):
+                return self._good(reply.result, reply, media_type, request_id, arrived_at)
+            response = _bad(reply.result, media_type, request_id)
         response.headers["X-Request-ID"] = request_id
         runtime.metrics.request(response.status_code, runtime.clock() - arrived_at)
         return response
 
     def _good(
-        self, body: bytes, reply: Reply, media_type: str, request_id: str, arrived_at: float
+        self, body: bytes, reply: Inferred, media_type: str, request_id: str, arrived_at: float
     ) -> Response:
         seconds = self._runtime.clock() - arrived_at
         self._runtime.metrics.request(200, seconds)
@@ -93,10 +93,10 @@ class Inference:
         if self._api_key is None:
             return
         given = environ.get("HTTP_AUTHORIZATION", "").encode("latin-1", "replace")
-        if not has_key(given, self._api_key):
-            raise Unauthorized(SEND_KEY)
+        if why := why_locked_out(given, self._api_key):
+            raise Unauthorized(why)
 
-    def _reply(self, current: Request, arrived_at: float) -> tuple[Reply, str]:
+    def _reply(self, current: Request, arrived_at: float) -> tuple[Inferred, str]:
         """Read the request and have it answered.
 
         Returns:
@@ -146,27 +146,23 @@ class Inference:
 
 def _bad(rejected: Rejected, media_type: str, request_id: str) -> Response:
     """Return the response for a rejected item, and log whose fault it was."""
-    if fault := _fault(rejected):
-        extra = {"request_id": request_id}
-        log.error(
-            "request %s failed: %s",
-            request_id,
-            in_one_line(fault),
-            exc_info=traceback_for(fault, log),
-            extra=extra,
-        )
-    rejected.forget_frames()
+    fault = rejected.fault
+    if isinstance(fault, BatchFailed) and not fault.is_news():
+        # The thread of another request of the batch shows its frames, and then forgets them.
+        _log_fault(request_id, str(fault), None)
+    else:
+        if fault:
+            _log_fault(request_id, in_one_line(fault), traceback_for(fault, log))
+        rejected.forget_frames()
     exc = rejected.exc
     if isinstance(exc, HTTPException) and _is_whole_error(exc):
         return exc.get_response()  # type: ignore[return-value]  # Flask answers with its base, too
     return rejected_response(rejected, request_id, CODEC_OF[media_type])
 
 
-def _fault(rejected: Rejected) -> BaseException | None:
-    """Return what the log must tell about, if it is not only the client's doing."""
-    if rejected.is_fault:
-        return rejected.exc
-    return rejected.exc.__cause__ if rejected.reason == "expired" else None
+def _log_fault(request_id: str, said: str, shown: BaseException | None) -> None:
+    extra = {"request_id": request_id}
+    log.error("request %s failed: %s", request_id, said, exc_info=shown, extra=extra)
 
 
 def _is_whole_error(exc: HTTPException) -> bool:
@@ -180,7 +176,7 @@ def request_id_of(environ: Mapping[str, Any]) -> str:
     return given if _SANE_ID.fullmatch(given) else f"{_ids.getrandbits(128):032x}"
 
 
-def server_timing(reply: Reply, seconds: float) -> str:
+def server_timing(reply: Inferred, seconds: float) -> str:
     """Return the ``Server-Timing`` header; durations in milliseconds."""
     return (
         f"queue;dur={reply.queue * 1e3:.3f}, infer;dur={reply.infer * 1e3:.3f},"
@@ -192,7 +188,7 @@ def problem_response(exc: Exception, request_id: str) -> Response:
     """Return the problem document for an exception that carries a status."""
     if isinstance(exc, Unavailable):
         wait = exc.retry_after
-        headers = [] if wait is None else [("Retry-After", whole_seconds(wait))]
+        headers = [] if wait is None else [("Retry-After", str(whole_seconds(wait)))]
         return _problem(exc.status, str(exc), request_id, _problem_codec(), headers)
     if isinstance(exc, HTTPException) and exc.response is None and (exc.code or 0) < 400:
         return exc.get_response()  # type: ignore[return-value]  # a redirect is no problem
@@ -228,8 +224,3 @@ def _problem(
 
 def _problem_codec() -> Codec:
     return problem_codec(request.headers.get("Accept", ""), request.headers.get("Content-Type", ""))
-
-
-def whole_seconds(seconds: float) -> str:
-    """Return a value for ``Retry-After``: whole seconds, at least one."""
-    return str(max(1, math.ceil(seconds)))

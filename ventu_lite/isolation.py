@@ -8,7 +8,7 @@ never more than ``2 n - 1``.
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
-from .errors import BatchSizeError
+from .errors import BatchFailed, BatchSizeError
 from .outcomes import Rejected
 
 #: Takes the name and place of a function, a number of items, and what it raised for so many
@@ -123,10 +123,10 @@ class BatchInfer:
         todo = [(0, len(items))] if items else []
         while todo:
             start, end = todo.pop()
-            part = items[start:end]
             if failure is not None and self._clock() >= give_up_at:
-                results += _reject_unknown(part, failure)
-                continue
+                results += self._reject_unknown(len(items) - start, failure)
+                break
+            part = items[start:end]
             try:
                 results += self._call(part)
             except BatchSizeError as exc:
@@ -138,13 +138,23 @@ class BatchInfer:
                 if len(part) == 1:
                     results.append(Rejected.of(exc))
                 elif not self._isolate:
-                    results += _reject_unknown(part, exc)
+                    results += self._reject_unknown(len(part), exc)
                 else:
                     middle = (start + end) // 2
                     todo += [(middle, end), (start, middle)]
         if failure is not None:
             self._tell_if_blameless(results, failure)
         return results
+
+    def _reject_unknown(self, count: int, exc: BaseException) -> list[Rejected]:
+        """Reject items of which nobody knows whether they were guilty.
+
+        A status that was meant for one item must not become another's.
+        """
+        name = type(exc).__name__
+        failure = BatchFailed(f"{self._where} raised {name} for one or more of {count} item(s)")
+        failure.__cause__ = exc
+        return [Rejected.of(failure)] * count
 
     def _tell_if_blameless(self, results: Sequence[Any], failure: BaseException) -> None:
         if not any(isinstance(result, Rejected) for result in results):
@@ -159,7 +169,7 @@ class BatchInfer:
         """
         returned = self._fn(list(items))
         if not _is_results(returned):
-            raise self._wrong_size(items, f"a {type(returned).__name__}")
+            raise self._wrong_size(items, f"{type(returned).__name__}")
         results = list(returned)
         if len(results) != len(items):
             raise self._wrong_size(items, f"{len(results)} result(s)")
@@ -178,13 +188,3 @@ def _is_results(returned: Any) -> bool:
     if hasattr(returned, "columns"):  # a DataFrame: counting through it gives column names
         return False
     return hasattr(returned, "__len__") or isinstance(returned, Iterator)
-
-
-def _reject_unknown(items: Sequence[Any], exc: BaseException) -> list[Rejected]:
-    """Reject items of which nobody knows whether they were guilty.
-
-    A status that was meant for one item must not become another's.
-    """
-    failure = RuntimeError(f"infer failed for a batch; {len(items)} of its items stayed together")
-    failure.__cause__ = exc
-    return [Rejected.of(failure)] * len(items)

@@ -1,6 +1,7 @@
 """The life of a model in this process: set-up, warm-up, teardown at exit."""
 
 import atexit
+import logging
 import os
 
 from .composition import Composition
@@ -8,6 +9,8 @@ from .errors import VentuError
 from .outcomes import Rejected
 from .pipeline import Pipeline
 from .turns import Turns
+
+log = logging.getLogger(__name__)
 
 
 class Lifecycle:
@@ -46,6 +49,7 @@ class Lifecycle:
         """
         is_batch = pipeline.mode == "batch"
         sizes = {1, self._composition.warmup_batch_size} if is_batch else {1}
+        size, seconds = 1, 0.0
         for probe in self._composition.probes:
             for size in sorted(sizes):
                 with self._turns.turn_for(pipeline.mode):
@@ -55,6 +59,17 @@ class Lifecycle:
                         raise VentuError(
                             f"warm-up with {size} example(s) failed: {_told(outcome.exc)}"
                         ) from outcome.exc
+                seconds = run.preprocess + run.infer + run.postprocess
+        self._warn_if_slow(size, seconds)  # of the last run: the first is often slow
+
+    def _warn_if_slow(self, size: int, seconds: float) -> None:
+        timeout = self._composition.config.timeout
+        if seconds > timeout:
+            log.warning(
+                "%d item(s) took %.1f s, but here a request waits no longer than timeout, %g s:"
+                " raise VENTU_TIMEOUT, or lower VENTU_MAX_BATCH_SIZE",
+                *(size, seconds, timeout),
+            )
 
     def _tear_down(self) -> None:
         if self._set_up_in == os.getpid():  # a forked child owns nothing of it

@@ -4,12 +4,15 @@ What a stage returned may hold what a client sent: only declared fields, types a
 """
 
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any, Final, get_args
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic.json_schema import JsonSchemaMode
 from pydantic_core.core_schema import ErrorType
 
+_MODES: Final[tuple[JsonSchemaMode, ...]] = ("validation", "serialization")
 _MAX_ERRORS: Final = 3
 _MAX_TEXT: Final = 200  # characters of a message, or of a place
 # What pydantic says of these quotes the value, or somebody else's words about it.
@@ -40,10 +43,11 @@ def misfit(value: Any, exc: ValidationError, adapter: TypeAdapter[Any]) -> str:
 @lru_cache(maxsize=64)
 def _fields(adapter: TypeAdapter[Any]) -> frozenset[str]:
     """Return the names that a schema declares: any other key is the value's own."""
-    try:
-        return frozenset(_names_in(adapter.json_schema()))
-    except Exception:  # not every type can be described
-        return frozenset()
+    names: set[str] = set()
+    for mode in _MODES:
+        with suppress(Exception):  # not every type can be described
+            names.update(_names_in(adapter.json_schema(mode=mode)))
+    return frozenset(names)
 
 
 def _names_in(document: Any) -> Iterator[str]:

@@ -4,6 +4,7 @@ No Flask here: ``batching`` needs none, and starts in half the time without.
 """
 
 import functools
+import re
 import sys
 from collections.abc import Callable
 from typing import Any, Final, NoReturn, TypeVar
@@ -21,8 +22,17 @@ CANNOT_LISTEN: Final = 3  # an address is taken, or cannot be reached for good
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-# What is an option elsewhere, but would be read by everybody who lists processes.
-_SECRETS: Final = {"--api-key": "VENTU_API_KEY", "--worker-secret": "VENTU_WORKER_SECRET"}
+# What is no option here, but is looked for, and what to say instead.
+_NO_SECRETS: Final = "Others could read a secret here: set {} in the environment."
+_ELSEWHERE: Final = {
+    "--api-key": _NO_SECRETS.format("VENTU_API_KEY"),
+    "--worker-secret": _NO_SECRETS.format("VENTU_WORKER_SECRET"),
+    "--bind": "Say --host and --port.",
+    "--reload": "`flask run --debug` loads the file again when it has changed.",
+    "--threads": "Stages run in worker processes: say `serve --workers`.",
+    "--workers": "Start as many workers as you like, or let `serve --workers` start them.",
+    "-w": "Say `serve --workers`.",
+}
 
 
 class Command(click.Command):
@@ -38,12 +48,12 @@ class Command(click.Command):
         try:
             rest = super().parse_args(ctx, args)
         except click.NoSuchOption as exc:
-            if variable := _SECRETS.get(exc.option_name):
-                ctx.fail(f"Others could read a secret here: set {variable} in the environment.")
+            if exc.option_name in _ELSEWHERE:
+                ctx.fail(f"No such option {exc.option_name!r}. {_ELSEWHERE[exc.option_name]}")
             raise
         if not rest:
             return rest
-        if rest[0].endswith(".py") and any("--app" in one.opts for one in self.params):
+        if re.search(r"\.py$|:", rest[0]) and any("--app" in one.opts for one in self.params):
             ctx.fail(how_to_name(rest[0], self.name or ""))
         ctx.fail(f"Got unexpected extra argument ({' '.join(rest)})")
 
@@ -118,7 +128,10 @@ def batching_options(fn: F) -> F:
         click.option("--host", help="Where clients connect.  [default: localhost]"),
         click.option("--port", type=int, help="0 lets the system choose.  [default: 8000]"),
         click.option(
-            "--max-batch-size", type=int, metavar=count, help="Jobs in a batch.  [default: 32]"
+            "--max-batch-size",
+            type=int,
+            metavar=count,
+            help="Jobs in a batch.  [default: what the app says, else 32]",
         ),
         click.option(
             "--max-wait",

@@ -1,13 +1,13 @@
 """What becomes of one item: its bytes, or a ``Rejected`` that stays at the item's own place."""
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, final
 
 from werkzeug.exceptions import HTTPException
 
-from .errors import InvalidPayload, JobExpired, PayloadError
+from .errors import InvalidPayload, JobExpired, PayloadError, VentuError
+from .headers import whole_seconds
 from .media_types import PROBLEM_TYPE
 from .problems import encode_problem, problem, reason_of
 
@@ -17,7 +17,7 @@ Reason = Literal["invalid", "failed", "expired"]
 UNEXPECTED = "the service failed on this request; its log says why, under this instance"
 
 
-class InferenceFailed(HTTPException):
+class InferenceFailed(HTTPException, VentuError):
     """One request of ``Service.ask`` failed.
 
     Where a route does not catch it, Flask answers with the status and the problem document that
@@ -40,6 +40,10 @@ class InferenceFailed(HTTPException):
         self.code = status
         self.extra = extra or {}
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # HTTPException keeps no arguments with which a copy could be made.
+        return type(self), (self.code, self.description, self.extra), vars(self)
+
     def get_body(self, *args: Any) -> str:
         """Return the problem document; see werkzeug for the arguments."""
         document = problem(self.code or 500, self.description or "", **self.extra)
@@ -49,7 +53,7 @@ class InferenceFailed(HTTPException):
         """Return the headers of the response; see werkzeug for the arguments."""
         headers = [("Content-Type", PROBLEM_TYPE["json"])]
         if self.retry_after is not None:
-            headers.append(("Retry-After", str(math.ceil(self.retry_after))))
+            headers.append(("Retry-After", str(whole_seconds(self.retry_after))))
         return headers
 
 
@@ -76,6 +80,13 @@ class Rejected:
     def is_fault(self) -> bool:
         """Whether the service is to blame, so that the log gets the traceback."""
         return self.detail == UNEXPECTED
+
+    @property
+    def fault(self) -> BaseException | None:
+        """What the log must tell about, if it is not only the client's doing."""
+        if self.is_fault:
+            return self.exc
+        return self.exc.__cause__ if self.reason == "expired" else None
 
     def forget_frames(self) -> None:
         """Let go of the frames of its exceptions, once they are logged.

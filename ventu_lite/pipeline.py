@@ -69,49 +69,39 @@ class Pipeline:
 
     def prepare(self, payload: bytes, codec: Codec) -> Any:
         """Return the item in a payload, preprocessed, or a ``Rejected``."""
-        try:
-            item = self.request.parse(payload, codec)
-            return item if self.preprocess is None else self.preprocess(item)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as exc:  # sys.exit() in a stage must not take the others along
-            return Rejected.of(exc)
-
-    def finish(self, result: Any, codec: Codec) -> Outcome:
-        """Return the bytes of a result, postprocessed and validated, or a ``Rejected``."""
-        if isinstance(result, Rejected):
-            return result
-        try:
-            value = result if self.postprocess is None else self.postprocess(result)
-            try:
-                return self.response.render(value, codec)
-            except ValidationError as exc:
-                raise self._invalid(value, exc) from None  # it would show the value
-        except KeyboardInterrupt:
-            raise
-        except BaseException as exc:  # sys.exit() in a stage must not take the others along
-            return Rejected.of(exc)
+        return self._prepare(self.request.parse, payload, codec)
 
     def prepare_value(self, value: Any) -> Any:
         """Return the item in a Python value, preprocessed, or a ``Rejected``."""
+        return self._prepare(self.request.parse_value, value)
+
+    def _prepare(self, read: Callable[..., Any], *given: Any) -> Any:
         try:
-            item = self.request.parse_value(value)
+            item = read(*given)
             return item if self.preprocess is None else self.preprocess(item)
-        except Exception as exc:
-            return Rejected.of(exc)
+        except BaseException as exc:
+            return _rejected(exc)
+
+    def finish(self, result: Any, codec: Codec) -> Outcome:
+        """Return the bytes of a result, postprocessed and validated, or a ``Rejected``."""
+        outcome: Outcome = self._finish(result, self.response.render, codec)
+        return outcome
 
     def finish_value(self, result: Any) -> Any:
         """Return a result, postprocessed and validated, as a Python value, or a ``Rejected``."""
+        return self._finish(result, self.response.validate)
+
+    def _finish(self, result: Any, write: Callable[..., Any], *options: Any) -> Any:
         if isinstance(result, Rejected):
             return result
         try:
             value = result if self.postprocess is None else self.postprocess(result)
             try:
-                return self.response.validate(value)
+                return write(value, *options)
             except ValidationError as exc:
-                raise self._invalid(value, exc) from None
-        except Exception as exc:
-            return Rejected.of(exc)
+                raise self._invalid(value, exc) from None  # it would show the value
+        except BaseException as exc:
+            return _rejected(exc)
 
     def _invalid(self, value: Any, exc: ValidationError) -> InvalidResponse:
         return InvalidResponse(f"{self.last} returned {misfit(value, exc, self.response.adapter)}")
@@ -146,3 +136,13 @@ class Pipeline:
             postprocess=clock() - inferred_at,
             batch_size=len(prepared) - count_rejected(prepared),
         )
+
+
+def _rejected(exc: BaseException) -> Rejected:
+    """Return what becomes of an item for which a stage raised ``exc``.
+
+    Only Ctrl-C ends more than the item: ``sys.exit()`` in a stage must not take the others along.
+    """
+    if isinstance(exc, KeyboardInterrupt):
+        raise exc
+    return Rejected.of(exc)

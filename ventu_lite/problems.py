@@ -18,6 +18,10 @@ TITLES: Final = {status.value: status.phrase for status in HTTPStatus} | {
     418: "I'm a Teapot",
     422: "Unprocessable Content",
 }
+#: What is told of a path that leads nowhere, and to who posts to the home page.
+NO_SUCH_ROUTE: Final = "no such route; GET / lists those that there are"
+ONLY_A_PAGE: Final = "ask with GET; the model is asked with POST /inference"
+
 #: What is said of requests that are malformed or not read here, and counted as ``invalid``.
 INVALID: Final = frozenset((400, 406, 413, 415, 422))
 

@@ -15,7 +15,6 @@ import abc
 import hashlib
 import hmac
 from collections.abc import KeysView
-from dataclasses import replace
 from typing import ClassVar
 
 from . import messages
@@ -254,11 +253,8 @@ class BatchingConnection(_Connection):
             self._received(Signal.BYE)
             return results
         self._received(Signal.LAST_RESULTS if results.bye else Signal.RESULTS)
-        missing = self._jobs - results.payloads.keys()
-        if len(results.payloads) + len(missing) > len(self._jobs):
+        if not results.payloads.keys() <= self._jobs:
             raise ProtocolError("results of a job that is not in the batch")
-        if missing:
-            results = replace(results, missing=tuple(id for id in self._jobs if id in missing))
         self._jobs = _NOTHING
         return results
 

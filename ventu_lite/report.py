@@ -8,6 +8,8 @@ from .examples import Probe
 
 # Beyond this share of the best throughput a larger batch only makes clients wait longer.
 _ENOUGH: Final = 0.9
+# Seconds: what HTTP and the processes cost a batch anyway.
+_QUICK: Final = 0.001
 
 _PASSED: Final = "passed: the answers are the same alone, in a batch, and beside a bad item"
 _FAILED: Final = "failed: correct what is BROKEN above"
@@ -85,6 +87,8 @@ def remarks_on(
 
 
 def _advice(timings: Sequence[Timing]) -> str:
+    if timings[-1].seconds < _QUICK:
+        return "batches are so quick that their size hardly matters"
     best = max(timing.per_second for timing in timings)
     gain = best / timings[0].per_second
     enough = next(t for t in timings if t.per_second >= _ENOUGH * best)

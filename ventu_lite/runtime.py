@@ -3,20 +3,20 @@
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .asking import failure_of
 from .batching.local_jobs import Inferred, expired
 from .batching.model import Model, model_of
 from .config import Codec
-from .errors import QueueFull
+from .errors import BatchFailed, QueueFull
 from .forwarding import AskWorkers, forward
 from .health import Health, HealthCheck
 from .isolation import OnBlameless
 from .lifecycle import Lifecycle
-from .metrics import metrics_of
+from .metrics import Reason, metrics_of
 from .outcomes import InferenceFailed, Rejected
-from .pipeline import Outcome, Pipeline, Run
+from .pipeline import Pipeline, Run
 from .retries import Reminders
 from .startup import Startup
 from .tracebacks import in_one_line, traceback_for
@@ -28,21 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-
-class Reply(NamedTuple):  # three times as quick to make as a frozen dataclass
-    """What became of one request in this process.
-
-    Attributes:
-        outcome: The answer or the rejection.
-        queue: Seconds that it waited for its turn at a batch function.
-        infer: Seconds of the model call, 0 if it did not come to that.
-        batch_size: Items of that call.
-    """
-
-    outcome: Outcome
-    queue: float = 0.0
-    infer: float = 0.0
-    batch_size: int = 0
+T = TypeVar("T")
 
 
 class Runtime:
@@ -76,23 +62,24 @@ class Runtime:
         self._on_blameless: OnBlameless = self._log_blameless
         self.pipeline = self._pipeline(prefer_batch=False)
         self._model: Model  # of a process that runs stages, once it is set up
-        self._answers_http = False
+        self._is_http_worker = False
         self._ask_workers: AskWorkers | None = None
+        self._count_rejected: Callable[[Reason], None] = self.metrics.rejected
         self._timeout = service.config.timeout
 
-    def use_batch_function(self, on_blameless: OnBlameless | None = None) -> None:
-        """Call the batch function where both are registered, as a worker does; before set-up.
+    def act_as_worker(self, on_blameless: OnBlameless | None = None) -> None:
+        """Call the batch function where both are registered, and answer no HTTP; before set-up.
 
         Args:
             on_blameless: Called when it raised, but no item is to blame; else the log tells.
         """
         self._on_blameless = on_blameless or self._log_blameless
         self.pipeline = self._pipeline(prefer_batch=True)
-        self._answers_http = False
+        self._is_http_worker = False
 
-    def answers_http(self) -> None:
+    def count_as_http_worker(self) -> None:
         """Count this process as a worker for HTTP, now or as soon as it is ready."""
-        self._answers_http = True
+        self._is_http_worker = True
         if self.startup.is_ready:
             self.metrics.worker("http", is_ready=True)
 
@@ -114,7 +101,9 @@ class Runtime:
 
     # ------------------------------------------------------------------------ answers
 
-    def answer(self, payload: bytes, codec: Codec, answer_codec: Codec, deadline: float) -> Reply:
+    def answer(
+        self, payload: bytes, codec: Codec, answer_codec: Codec, deadline: float
+    ) -> Inferred:
         """Take one payload all the way before a deadline.
 
         Args:
@@ -123,58 +112,68 @@ class Runtime:
             answer_codec: What the answer is to be in.
             deadline: A time on ``clock``.
 
+        Returns:
+            The bytes of the answer or a ``Rejected``, and how that went.
+
         Raises:
             NotReady: Set-up has not succeeded by then.
             Unavailable: As ``LocalQueue.ask``.
         """
-        startup, clock, pipeline = self.startup, self.clock, self.pipeline
+        startup, pipeline = self.startup, self.pipeline
         if not startup.is_ready:
-            startup.wait(deadline - clock())
-        started = clock()
-        item = pipeline.prepare(payload, codec)
-        self.metrics.stage("preprocess", pipeline.mode, clock() - started)
+            startup.wait(deadline - self.clock())
+        item = self._prepared(pipeline.prepare, payload, codec)
         if isinstance(item, Rejected):
-            return Reply(self._counted(item))
+            return Inferred(self._counted(item))
+        result, queue, infer, batch_size = self._inferred(self._model.ask, item, deadline)
+        outcome = self._finished(deadline, pipeline.finish, result, answer_codec)
+        if isinstance(outcome, Rejected):
+            self._counted(outcome)
+        return Inferred(outcome, queue, infer, batch_size)
+
+    def _prepared(self, prepare: Callable[..., Any], *given: Any) -> Any:
+        """Return an item, or the ``Rejected`` in its place, and count the stage."""
+        started = self.clock()
+        item = prepare(*given)
+        self.metrics.stage("preprocess", self.pipeline.mode, self.clock() - started)
+        return item
+
+    def _inferred(self, ask: Callable[[Any, float], T], asked: Any, deadline: float) -> T:
+        """Return what a model says, and count what it has no place for."""
         try:
-            answer = self._model.ask(item, deadline)
+            return ask(asked, deadline)
         except QueueFull:
             self.metrics.rejected("full")
             raise
-        return self._finished(answer, answer_codec, deadline)
 
-    def _finished(self, answer: Inferred, codec: Codec, deadline: float) -> Reply:
-        result, queue, infer, batch_size = answer
+    def _finished(
+        self, deadline: float, finish: Callable[..., Any], result: Any, *options: Any
+    ) -> Any:
+        """Return an outcome, or the ``Rejected`` in its place, and count the stage if it ran."""
         started = self.clock()
-        outcome = self.pipeline.finish(result, codec)
+        outcome = finish(result, *options)
         finished_at = self.clock()
         if not isinstance(result, Rejected):
             self.metrics.stage("postprocess", self.pipeline.mode, finished_at - started)
-        if finished_at > deadline:
-            outcome = self._expired(outcome)
-        elif isinstance(outcome, Rejected):
-            self._counted(outcome)
-        return Reply(outcome, queue, infer, batch_size)
-
-    def _expired(self, outcome: Outcome) -> Rejected:
-        """Reject a job whose deadline passed; what failed before that stays as its cause."""
-        rejected = expired()
-        if isinstance(outcome, Rejected) and outcome.is_fault:
-            rejected.exc.__cause__ = outcome.exc
-        return self._counted(rejected)
+        return _expired(outcome) if finished_at > deadline else outcome
 
     def _counted(self, rejected: Rejected) -> Rejected:
-        self.metrics.rejected(rejected.reason)
+        self._count_rejected(rejected.reason)
         return rejected
 
-    def use_workers(self, ask: AskWorkers, timeout: float) -> None:
+    def use_workers(
+        self, ask: AskWorkers, timeout: float, *, count_rejected: Callable[[Reason], None]
+    ) -> None:
         """Have ``ask_all`` answered by workers elsewhere: this process only forwards.
 
         Args:
             ask: Asks them.
             timeout: Seconds that a request may take at most, as the command says.
+            count_rejected: Counts what does not even get to them, or comes back unreadable.
         """
         self._ask_workers = ask
         self._timeout = timeout
+        self._count_rejected = count_rejected
 
     def ask_all(self, values: Sequence[Any], timeout: float | None) -> list[Any]:
         """Have Python values answered as ``POST /inference`` answers payloads.
@@ -190,31 +189,33 @@ class Runtime:
             VentuError: As ``answer``, or there is no place for all of them.
         """
         seconds = self._timeout if timeout is None else min(timeout, self._timeout)
-        if self._ask_workers is not None:
-            return forward(values, seconds, ask=self._ask_workers, composition=self._composition)
+        if self._ask_workers is None:
+            answers = self._ask(values, seconds)
+        else:
+            answers = forward(values, seconds, ask=self._ask_workers, composition=self._composition)
+        return [self._failure(one) if isinstance(one, Rejected) else one for one in answers]
+
+    def _ask(self, values: Sequence[Any], seconds: float) -> list[Any]:
+        """Return for each value what ``answer`` has for a payload."""
         deadline = self.clock() + seconds
         if not self.startup.is_ready:
             self.startup.wait(seconds)
         pipeline = self.pipeline
-        results = [pipeline.prepare_value(value) for value in values]
-        places = [n for n, item in enumerate(results) if not isinstance(item, Rejected)]
-        try:
-            answers = self._model.ask_all([results[n] for n in places], deadline)
-        except QueueFull:
-            self.metrics.rejected("full")
-            raise
-        for n, answer in zip(places, answers, strict=True):
-            results[n] = pipeline.finish_value(answer.result)
-        return [
-            self._failure(result) if isinstance(result, Rejected) else result for result in results
-        ]
+        answers = [self._prepared(pipeline.prepare_value, value) for value in values]
+        places = [n for n, item in enumerate(answers) if not isinstance(item, Rejected)]
+        items = [answers[n] for n in places]
+        inferred = self._inferred(self._model.ask_all, items, deadline)
+        for n, one in zip(places, inferred, strict=True):
+            answers[n] = self._finished(deadline, pipeline.finish_value, one.result)
+        return answers
 
     def _failure(self, rejected: Rejected) -> InferenceFailed:
         """Count and log a rejected item; a route may let the exception pass, unseen by Flask."""
         self._counted(rejected)
-        if rejected.is_fault:
-            exc = rejected.exc
-            said, shown = in_one_line(exc), traceback_for(exc, log)
+        if fault := rejected.fault:
+            is_told = isinstance(fault, BatchFailed) and not fault.is_news()  # of another item
+            said = str(fault) if is_told else in_one_line(fault)
+            shown = None if is_told else traceback_for(fault, log)
             log.error("a request of service.ask failed: %s", said, exc_info=shown)
         return failure_of(rejected)
 
@@ -288,7 +289,15 @@ class Runtime:
         self._model = model_of(
             composition, self.pipeline, turns=turns, metrics=metrics, clock=self.clock
         )
-        if self._answers_http:  # else a command has looked at the environment
+        if self._is_http_worker:  # else a command has looked at the environment
             self.metrics.worker("http", is_ready=True)
             warn_of_unknown_variables()
         log.info("ready: set-up took %.2f s, warm-up %.2f s", set_up_at - started, warmed_up)
+
+
+def _expired(outcome: object) -> Rejected:
+    """Reject an item whose deadline passed; what failed before that stays as its cause."""
+    rejected = expired()
+    if isinstance(outcome, Rejected) and outcome.is_fault:
+        rejected.exc.__cause__ = outcome.exc
+    return rejected

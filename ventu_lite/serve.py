@@ -1,5 +1,6 @@
 """``serve``: the batching service in front, supervised worker processes behind it."""
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -20,13 +21,14 @@ from .batching.http import run
 from .batching.links import WorkerLink, log_change
 from .batching.probing import ProbingStatus
 from .batching.refusals import unreadable
-from .batching.server import BatchingService, Options, running
+from .batching.server import BatchingService, ServiceOptions, running
 from .batching.wsgi import WSGIRoutes
 from .composition import largest_batch
 from .config import Config
 from .errors import RegistrationError
 from .failures import FAILURES_VARIABLE, take_note
 from .families import forget_process
+from .messages import MAX_JOBS
 from .mounting import Mounted, services_of
 from .parent import PARENT_VARIABLE
 from .signals import StopSignals
@@ -97,11 +99,8 @@ def serve(plan: Plan, config: Config) -> int:
     for mounted in services_of(plan.app).values():
         mounted.service.runtime.startup.forbid(_why_not_here(mounted.service, plan.service))
     prefixes = prefixes_of(plan.app, plan.mounted)
-    # Above the ceiling of the decorator a worker would only split it.
-    size = largest_batch(plan.service.compose().stages, config)
-    config = config.override(max_batch_size=size)
     with _meeting_place() as workers_at:
-        return run(_Front(plan, config, workers_at, prefixes).run())
+        return run(_Front(plan, _config_of_front(plan, config), workers_at, prefixes).run())
 
 
 class _Front:
@@ -118,10 +117,13 @@ class _Front:
 
     async def run(self) -> int:
         """Start the batching service and the workers, and stop both in that order."""
+        self._loop = asyncio.get_running_loop()
         self._supervisor = supervisor = self._make_supervisor()
         routes = WSGIRoutes(self._plan.app.wsgi_app, self._config.host, unreadable)
         self._batching = batching = self._make_batching(routes)
-        self._plan.service.runtime.use_workers(Asker(batching.dispatcher), self._config.timeout)
+        self._plan.service.runtime.use_workers(
+            Asker(batching.dispatcher), self._config.timeout, count_rejected=self._count_rejected
+        )
         with StopSignals() as signals:
             signals.on_second(batching.abort)
             signals.on_second(supervisor.kill_all)
@@ -148,6 +150,11 @@ class _Front:
         for links in batching.links[1:]:
             log.info("taking other workers at %s", links.address)
 
+    def _count_rejected(self, reason: str) -> None:
+        """Count, from a thread of a route, what the batching service does not get to see."""
+        rejected = self._batching.metrics.rejected
+        self._loop.call_soon_threadsafe(rejected.update, [reason])
+
     def _make_supervisor(self) -> Supervisor:
         plan, folder = self._plan, os.path.dirname(self._workers_at.path)
         return Supervisor(
@@ -167,7 +174,7 @@ class _Front:
     def _make_batching(self, routes: WSGIRoutes) -> BatchingService:
         plan, service = self._plan, self._plan.service
         guests_at = [plan.guests_at] if plan.guests_at else []
-        options = Options(
+        options = ServiceOptions(
             service.name,
             [self._workers_at, *guests_at],
             retry=not plan.no_retry and service.compose().worker_stage.options.retry,
@@ -203,6 +210,12 @@ class _Front:
         """
         is_vain = self._supervisor.is_failing and not self._batching.ready_workers
         self._batching.dispatcher.refuse(_IN_VAIN if is_vain else "")
+
+
+def _config_of_front(plan: Plan, config: Config) -> Config:
+    """Return the settings with batches as large as a worker takes them: larger ones it splits."""
+    size = largest_batch(plan.service.compose().stages, config)
+    return config.override(max_batch_size=min(size, MAX_JOBS))
 
 
 def _why_not_here(service: "Service", served: "Service") -> str:

@@ -138,7 +138,8 @@ class Service:
             fn: The function; left out where options are given.
             batch: It takes a list of *n* items and returns *n* results, in the same order; a
                 result may be an exception instance, which then fails that item alone.
-            max_batch_size: A ceiling that nothing raises; larger batches are split.
+            max_batch_size: A ceiling that nothing raises; larger batches are split. The setting
+                of this name lowers it where somebody has set it, its default does not.
             isolate: When it raises for a batch, call it again with halves until the guilty
                 items stand alone.
             retry: It may be called again with the same items, after it raised or its process
@@ -218,10 +219,6 @@ class Service:
 
     # ------------------------------------------------------------------- composition
 
-    def stage(self, slot: str) -> Stage | None:
-        """Return the stage at "setup", "preprocess", "infer", "batch infer", …, if there is one."""
-        return self._stages.get(slot)
-
     def compose(self) -> "Composition":
         """Check that the stages are complete and fit together; the first call decides.
 
@@ -273,7 +270,9 @@ class Service:
         return answer
 
     def predict_batch(self, data: list[Any]) -> list[Any]:
-        """Take many requests all the way in one batch.
+        """Take many requests all the way at once; a batch function gets as many as it may.
+
+        That is all of them, unless its ``max_batch_size`` or ``key`` has them in several calls.
 
         Args:
             data: *n* requests, as for ``predict``.
@@ -287,7 +286,8 @@ class Service:
     def ask(self, data: Any, *, timeout: float | None = None) -> Any:
         """Have one request answered as ``POST /inference`` would, for routes of your own.
 
-        It shares a batch with the requests of others; under ``serve`` a worker answers it.
+        It shares a batch with the requests of others; under ``serve`` a worker answers it, and the
+        response schema reads what it wrote: each field needs one alias for both ways.
 
         Args:
             data: What a client would send, as a Python value or an instance of the schema.

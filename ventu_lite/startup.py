@@ -85,11 +85,7 @@ class Startup:
         """
         if self._forbidden:
             raise NotReady(self._forbidden)
-        if self._is_running and self._runner == threading.get_ident():
-            raise VentuError(
-                "set-up needs the service to be set up: setup() must not call predict,"
-                " predict_batch or health_check; examples warm the service up by themselves"
-            )
+        self._refuse_runner()
         with self._changed:
             while self._is_running:
                 self._changed.wait()
@@ -103,9 +99,11 @@ class Startup:
 
         Raises:
             NotReady: It failed, is forbidden, or is not done after ``timeout`` seconds.
+            VentuError: This thread is in the middle of it.
         """
         if self.is_ready:
             return
+        self._refuse_runner()
         self.begin()
         with self._changed:
             self._changed.wait_for(
@@ -113,6 +111,15 @@ class Startup:
             )
             if why := self.why_not():
                 raise NotReady(why, retry_after=self.retry_after())
+
+    def _refuse_runner(self) -> None:
+        """Refuse the thread that would wait for itself."""
+        if self._is_running and self._runner == threading.get_ident():
+            raise VentuError(
+                "set-up needs the service to be set up: neither setup() nor a stage in the warm-up"
+                " may call ask, predict or health_check of its own service; examples warm it up by"
+                " themselves"
+            )
 
     def why_not(self) -> str:
         """Return why it is not ready, "" if it is."""
@@ -151,7 +158,7 @@ class Startup:
 
     def _finish(self, load: Callable[[], None]) -> None:
         failed = True
-        self._runner = threading.get_ident()  # to tell who would wait for himself
+        self._runner = threading.get_ident()
         try:
             load()
             failed = False

@@ -107,9 +107,12 @@ class Supervisor:
         return True
 
     def kill(self, pid: int) -> None:
-        """End a worker at once, if it is one of ours; another one will take its place."""
+        """End a worker that holds a batch for too long, if it is one of ours.
+
+        Another one will take its place.
+        """
         if pid in self._running:
-            self._running[pid].signal(signal.SIGKILL)
+            self._running[pid].cut_off()
 
     def kill_all(self) -> None:
         """End all workers at once, and start no others."""

@@ -60,8 +60,8 @@ def _joined(text: str, most: int) -> str:
 def traceback_for(exc: BaseException, log: logging.Logger) -> BaseException | None:
     """Return what a line of the log that ends with ``in_one_line(exc)`` is to show below it.
 
-    The frames of ours are for those who have chosen the level "debug"; without them nothing may be
-    left.
+    The frames of ours are for those who have chosen the level "debug"; for others they are cut off
+    ``exc`` itself, for good, and then nothing may be left.
     """
     if log.isEnabledFor(logging.DEBUG):
         return exc
@@ -71,7 +71,7 @@ def traceback_for(exc: BaseException, log: logging.Logger) -> BaseException | No
 
 
 def beginning_with_the_users(exc: BaseException) -> BaseException:
-    """Return it, and what caused it, without the frames that led to the user's first line.
+    """Cut off it, and off what caused it, the frames that led to the user's first line; return it.
 
     An exception of somebody else that never was in the user's code keeps all that it has.
     """

@@ -2,11 +2,15 @@
 
 import logging
 import os
+from typing import Final
 
-from .config import unknown_variables
+from .config import PREFIX, unknown_variables
 from .parent import PARENT_VARIABLE
 
 log = logging.getLogger(__name__)
+
+# What commands know as an option alone.
+_OPTIONS: Final = frozenset(("WORKERS", "DEVICES", "APP", "SERVICE", "UNIX", "TCP"))
 
 
 def warn_of_unknown_variables() -> None:
@@ -15,4 +19,7 @@ def warn_of_unknown_variables() -> None:
         return
     for name, near in unknown_variables().items():
         hint = f"; did you mean {near}?" if near else ""
+        option = name.upper().removeprefix(PREFIX)
+        if option in _OPTIONS:
+            hint = f"; say --{option.lower()} on the command line"
         log.warning("%s is ignored: there is no such setting%s", name, hint)

@@ -9,8 +9,8 @@ from pydantic_core import to_json
 from werkzeug.routing import Rule
 
 from .exposition import exposition
+from .headers import whole_seconds
 from .home import Endpoint, home
-from .inference import whole_seconds
 from .mounting import ServiceBlueprint
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Views:
             return _document(200, {"status": "ready"})
         response = _document(503, {"status": "not ready", "detail": why_not})
         wait = self._runtime.startup.retry_after()
-        response.headers["Retry-After"] = whole_seconds(wait)
+        response.headers["Retry-After"] = str(whole_seconds(wait))
         return response
 
     def metrics(self) -> ResponseReturnValue:

@@ -47,7 +47,7 @@ def run_worker(
     config = config or service.config
     readiness = readiness or Readiness(str(address))
     runtime = service.runtime
-    runtime.use_batch_function()
+    runtime.act_as_worker()
     _warn_of_retries(service)
     connect = connector(address)
 

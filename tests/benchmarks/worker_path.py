@@ -50,7 +50,7 @@ def wire_of(runtime: Runtime, payload: bytes) -> Callable[[], object]:
 def main() -> None:
     """Measure and print."""
     runtime = small_service("worker", batch=True).runtime
-    runtime.use_batch_function()
+    runtime.act_as_worker()
     runtime.startup.run()
     payloads = {"JSON": json.dumps(REQUEST).encode(), "msgpack": msgpack.packb(REQUEST)}
     calls = {f"{name}, the stages": path_of(runtime, body) for name, body in payloads.items()}

@@ -289,7 +289,9 @@ def test_the_late_answer_of_a_worker_that_was_stopped(how: str, directory: Path)
         assert late not in {one.pid for one in said}
         deployment.server.process.wait_for("is cut off: it held a batch for too long")
         if how == SERVE:
-            deployment.server.process.wait_for(rf"\(process {late}\) was killed by SIGKILL")
+            deployment.server.process.wait_for(
+                rf"\(process {late}\) was killed here, for its batch,"
+            )
         else:
             (process,) = [one for one in deployment.workers if one.pid == late]
             process.wait_for("connected to", count=2)

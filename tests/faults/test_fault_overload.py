@@ -415,13 +415,13 @@ IMPATIENT = """
 import asyncio
 from ventu_lite.addresses import UnixAddress
 from ventu_lite.batching.http import Limits, run
-from ventu_lite.batching.server import BatchingService, Options, running
+from ventu_lite.batching.server import BatchingService, ServiceOptions, running
 from ventu_lite.batching.status import PlainStatus
 from ventu_lite.config import Config
 
 async def main():
     limits = Limits(head_time=2.0, body_time=2.0, write_time=2.0, linger_time=1.0, min_rate=1e9)
-    options = Options("busy", [UnixAddress("s")], limits=limits)
+    options = ServiceOptions("busy", [UnixAddress("s")], limits=limits)
     service = BatchingService(Config(port=0), options, PlainStatus)
     async with running(service):
         print("ready on", service.url, flush=True)

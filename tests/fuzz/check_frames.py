@@ -149,7 +149,6 @@ def _check_meaning(body: bytes, event: Event | str) -> None:
         assert event.rejected == status and status.keys() <= event.payloads.keys()
         assert all(400 <= value <= 599 for value in status.values())
         assert event.payloads.keys() <= JOBS.payloads.keys()
-        assert {*event.missing} == JOBS.payloads.keys() - event.payloads.keys()
         assert event.infer == additions.get("infer") and event.bye == additions.get("bye", False)
     if isinstance(event, Bye):
         assert additions["bye"] is True and not raw and not error_ids

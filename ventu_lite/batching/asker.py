@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from ..errors import VentuError
-from .dispatcher import Dispatcher, Timing
+from .dispatcher import BatchTiming, Dispatcher
 from .jobs import Failure, Job
 
 Answers = list[tuple[int, bytes | str]]
@@ -30,7 +29,7 @@ class AskedJob(Job):
         self.asked = asked
         self.place = place
 
-    def answered(self, status: int, body: bytes, timing: Timing) -> None:
+    def answered(self, status: int, body: bytes, timing: BatchTiming) -> None:
         """Take the worker's answer."""
         self.asked.take(self.place, status, body)
 
@@ -90,5 +89,5 @@ class Asker:
         ]
         try:
             self._dispatcher.add_all(jobs)
-        except VentuError as exc:
+        except Exception as exc:  # a thread waits for it, whatever it is
             asked.future.set_exception(exc)

@@ -63,10 +63,12 @@ def batching(unix: str | None, tcp: str | None, no_retry: bool, **flags: Any) ->
 
 async def _serve(config: Config, address: Address, *, retry: bool) -> int:
     """Serve until a signal; return the exit code."""
-    from .server import BatchingService, Options, running
+    from .server import BatchingService, ServiceOptions, running
     from .status import PlainStatus
 
-    options = Options(config.name, [address], retry=retry, on_change=lambda it: staff.changed(it))
+    options = ServiceOptions(
+        config.name, [address], retry=retry, on_change=lambda it: staff.changed(it)
+    )
     service = BatchingService(config, options, PlainStatus)
     staff = _Staff(service)
     with StopSignals() as signals:

@@ -1,7 +1,9 @@
 """Calls of a model in the thread of the request, where there are no batches to form."""
 
+import math
 import threading
 from collections.abc import Callable, Sequence
+from itertools import chain, repeat
 from typing import Any
 
 from ..errors import QueueFull
@@ -33,7 +35,7 @@ class AtOnce:
         clock = self._clock
         began_at = clock()
         if began_at >= deadline:
-            return Inferred(expired(), 0.0, 0.0, 0)
+            return Inferred(expired())
         (result,) = self._infer([item])
         seconds = clock() - began_at
         self._metrics.stage("infer", "single", seconds)
@@ -84,13 +86,26 @@ class OneByOne:
         Raises:
             QueueFull: As many threads wait as may.
         """
+        return self._ask(item, deadline, self._capacity)
+
+    def ask_all(self, items: Sequence[Any], deadline: float) -> list[Inferred]:
+        """Have items inferred, one after the other.
+
+        Raises:
+            QueueFull: As many threads wait as may; none is inferred.
+        """
+        most = chain([self._capacity], repeat(math.inf))  # who has begun keeps its place
+        return [self._ask(item, deadline, limit) for item, limit in zip(items, most, strict=False)]
+
+    def _ask(self, item: Any, deadline: float, most: float) -> Inferred:
+        """Have an item inferred, if fewer than so many threads wait or it is nobody's turn."""
         queued_at = self._clock()
-        if not self._turns.acquire(0) and not self._wait(deadline - queued_at):
-            return Inferred(expired(), self._clock() - queued_at, 0.0, 0)
+        if not self._turns.acquire(0) and not self._wait(deadline - queued_at, most):
+            return Inferred(expired(), self._clock() - queued_at)
         try:
             began_at = self._clock()
             if began_at >= deadline:
-                return Inferred(expired(), began_at - queued_at, 0.0, 0)
+                return Inferred(expired(), began_at - queued_at)
             (result,) = self._infer([item])
             seconds = self._clock() - began_at
             self._rate.add(1, seconds)
@@ -100,14 +115,10 @@ class OneByOne:
         self._metrics.batch(1, "full", seconds)
         return Inferred(result, began_at - queued_at, seconds, 1)
 
-    def ask_all(self, items: Sequence[Any], deadline: float) -> list[Inferred]:
-        """Have items inferred, one after the other; see ``ask``."""
-        return [self.ask(item, deadline) for item in items]
-
-    def _wait(self, patience: float) -> bool:
-        """Wait for a turn; return whether it came."""
+    def _wait(self, patience: float, most: float) -> bool:
+        """Wait for a turn, unless so many threads do already; return whether it came."""
         with self._guard:
-            if self._waiting >= self._capacity:
+            if self._waiting >= most:
                 wait = self._rate.seconds_for(self._waiting, workers=1)
                 raise QueueFull(f"{self._capacity} jobs wait already", retry_after=wait)
             self._count(1)

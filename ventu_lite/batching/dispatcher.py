@@ -22,7 +22,11 @@ from .workers import Batch
 log = logging.getLogger(__name__)
 
 #: What is told of a batch: seconds that the worker took, and jobs in it.
-Timing = tuple[float, int]
+BatchTiming = tuple[float, int]
+_HELD_TOO_LONG: Final = (
+    "it held a batch for too long, by batch_timeout; if the model needs so much time, raise"
+    " VENTU_TIMEOUT"
+)
 _NO_TIMING: Final = (0.0, 0)
 
 
@@ -44,7 +48,7 @@ class Waiting(Protocol):
 
     id: str
 
-    def answered(self, status: int, body: bytes, timing: Timing) -> None:
+    def answered(self, status: int, body: bytes, timing: BatchTiming) -> None:
         """Take the worker's answer.
 
         Args:
@@ -110,15 +114,18 @@ class Dispatcher:
         """Let jobs wait for their turn, all of them or none; the refusal is counted.
 
         Raises:
-            Unavailable, PayloadError: As ``add``, for the first that is not taken.
+            Unavailable, PayloadError: As ``add``, for the first that is not taken; or there can
+                never be room for so many.
         """
         try:
+            self.queue.check_fits(len(jobs))
             for job in jobs:
                 self.add(job)
-        except (PayloadError, Unavailable) as exc:
+        except Exception as exc:
             for job in jobs:
                 self.queue.abandon(job)
-            self._metrics.refused(exc.status)
+            if isinstance(exc, PayloadError | Unavailable):
+                self._metrics.refused(exc.status)
             raise
 
     def abandon(self, job: Job) -> None:
@@ -174,7 +181,10 @@ class Dispatcher:
         self.queue.refuse(why)
 
     def close(self) -> None:
-        """Stop the timer."""
+        """Take no new jobs and stop the timer; who still waits, such as a thread, is let go."""
+        self.queue.drain()
+        self.queue.expire(math.inf)
+        self._answer({}, _NO_TIMING)
         if self._timer is not None:
             self._timer.cancel()
 
@@ -194,17 +204,21 @@ class Dispatcher:
     def _hand_out(self, now: float) -> None:
         metrics = self._metrics
         while batch := self.queue.take(now):
-            self._send(batch)
+            self._send(batch, now)
             if self._tells:
                 log.debug("%s", self.queue.describe(batch))
             metrics.released[batch.reason] += 1
             metrics.batch_size.observe(batch.size)
             metrics.queue_seconds.observe_all([now - job.queued_at for job in batch.jobs.values()])
 
-    def _send(self, batch: Batch[Link]) -> None:
-        batch.worker.send({job.id: job.payload for job in batch.jobs.values()})
+    def _send(self, batch: Batch[Link], now: float) -> None:
+        try:
+            batch.worker.send({job.id: job.payload for job in batch.jobs.values()})
+        except Exception:  # one broken worker must not keep the others from their jobs
+            log.exception("a batch could not be sent to %r", batch.worker)
+            self._cut_off(batch.worker, "it could not be sent a batch", now)
 
-    def _answer(self, rejected: Mapping[str, int], timing: Timing) -> None:
+    def _answer(self, rejected: Mapping[str, int], timing: BatchTiming) -> None:
         for job, outcome in cast("list[tuple[Waiting, Any]]", self.queue.finished()):
             try:
                 if type(outcome) is Failure:
@@ -217,6 +231,13 @@ class Dispatcher:
                     job.answered(status, outcome, timing)
             except Exception:  # who cannot take an answer must not keep the others from theirs
                 log.exception("the answer to job %s is lost", job.id)
+
+    def _cut_off(self, link: Link, reason: str, now: float) -> None:
+        try:
+            link.cut_off(reason)
+        except Exception:  # its jobs wait, and those of others
+            log.exception("%r could not be cut off", link)
+        self._lose(link, now)
 
     def _lose(self, link: Link, now: float) -> None:
         batch = self.queue.lose(link, now)
@@ -244,8 +265,7 @@ class Dispatcher:
         self._wake_at = math.inf
         now = self.clock()
         for link in self.queue.overdue(now):
-            link.cut_off("it held a batch for too long")
-            self._lose(link, now)
+            self._cut_off(link, _HELD_TOO_LONG, now)
         self.queue.expire(now)
         self._turn()
 

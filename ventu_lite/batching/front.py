@@ -11,7 +11,8 @@ from pydantic_core import to_json
 from ..codecs import sniff
 from ..config import CodecSetting, Config
 from ..errors import VentuError
-from .dispatcher import Dispatcher, Timing
+from ..problems import ONLY_A_PAGE
+from .dispatcher import BatchTiming, Dispatcher
 from .http_head import Head
 from .http_request import Answer, Request, encode_headers
 from .inference_job import InferenceJob
@@ -27,7 +28,7 @@ _TIMING: Final = (
 _NO_STORE: Final = b"Cache-Control: no-store\r\n"
 # What is told of the jobs of one batch that came in one moment: that moment, what the worker took
 # (another object for each batch), seconds from then to the answer, the header line.
-_TimingLine = tuple[float, Timing, float, bytes]
+_TimingLine = tuple[float, BatchTiming, float, bytes]
 _PROBES: Final = (b"/health", b"/livez", b"/readyz", b"/metrics")
 
 
@@ -41,8 +42,10 @@ class Status(Protocol):
     def health(self, answer: Callable[[bool, dict[str, str]], None]) -> None:
         """Call ``answer`` with whether it is healthy and what to say, now or later."""
 
-    def metrics(self, accept: str, names: list[str], answer: Callable[[bytes, str], None]) -> None:
-        """Call ``answer`` with the exposition and its content type, now or later."""
+    def metrics(
+        self, accept: str, names: list[str], answer: Callable[[int, bytes, str], None]
+    ) -> None:
+        """Call ``answer`` with a status, the exposition and its content type, now or later."""
 
 
 class Front:
@@ -155,7 +158,7 @@ class Front:
         else:
             self.handle(request)
 
-    def make_timing_line(self, job: InferenceJob, timing: Timing) -> _TimingLine:
+    def make_timing_line(self, job: InferenceJob, timing: BatchTiming) -> _TimingLine:
         """Return what is told of all jobs of a batch that came in one moment."""
         queued_at = job.queued_at
         seconds = self.clock() - queued_at
@@ -196,9 +199,9 @@ class Front:
         names = parse_qs(query).get("name[]", [])
         accept = request.fields.get(b"accept", b"").decode("latin-1")
 
-        def answer(body: bytes, content_type: str) -> None:
+        def answer(status: int, body: bytes, content_type: str) -> None:
             headers = encode_headers([(b"Content-Type", content_type.encode())])
-            request.respond(200, headers + _NO_STORE, body)
+            request.respond(status, headers + _NO_STORE, body)
 
         self._status.metrics(accept, names, answer)
 
@@ -206,7 +209,7 @@ class Front:
         if path not in self._homes:
             return no_such_route(head)
         if head.method not in (b"GET", b"HEAD"):
-            return only_get(head)
+            return only_get(head, ONLY_A_PAGE)
         return 200, b"Content-Type: application/json\r\n", to_json(self._home)
 
 

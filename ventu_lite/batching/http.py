@@ -196,10 +196,17 @@ class HttpServer:
         earliest = now + shortest
         for connection in list(self.connections):
             if connection.deadline <= now or connection.write_deadline <= now:
-                connection.expire(now)
+                self._expire(connection, now)
             earliest = min(earliest, connection.deadline, connection.write_deadline)
         earliest = max(earliest, now + shortest / 20)
         self._sweeping = self.loop.call_at(earliest, self._sweep)
+
+    def _expire(self, connection: Connection, now: float) -> None:
+        try:
+            connection.expire(now)
+        except Exception:  # one broken connection must not keep the deadlines of the others
+            log.exception("a deadline could not be kept")
+            connection.abort()
 
     def mark(self, connection: "Connection") -> None:
         """Flush ``connection`` when this turn of the loop is over, together with all others."""

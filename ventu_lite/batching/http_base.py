@@ -1,6 +1,7 @@
 """What a connection is below HTTP: its transport, its deadlines, its end. Knows no requests."""
 
 import asyncio
+import contextlib
 import socket
 import struct
 from collections.abc import Callable
@@ -109,13 +110,14 @@ class BaseConnection(asyncio.Protocol):
         a client that does not read, and does not learn that it was cut off.
         """
         transport, self._transport = self._transport, None
+        self.deadline = self.write_deadline = inf
         if transport is None:
             return
-        self.deadline = self.write_deadline = inf
         self._count_unsent(-self._unsent)
         sock = transport.get_extra_info("socket")
         if sock is not None:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+            with contextlib.suppress(OSError):  # the client was faster
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
         transport.abort()
 
     def _linger(self) -> None:

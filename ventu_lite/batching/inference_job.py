@@ -4,7 +4,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from ..config import Codec
-from .dispatcher import Timing
+from .dispatcher import BatchTiming
 from .http_request import Request
 from .jobs import Failure, Job
 from .refusals import PROBLEM_TYPES, problem_answer, with_path
@@ -55,7 +55,7 @@ class InferenceJob(Job):
         """What it came in and is answered in."""
         return self.terms.codec or "json"
 
-    def answered(self, status: int, body: bytes, timing: Timing) -> None:
+    def answered(self, status: int, body: bytes, timing: BatchTiming) -> None:
         """Pass the worker's answer on."""
         front, terms = self.front, self.terms
         queued_at, batch, seconds, line = front.timing_line

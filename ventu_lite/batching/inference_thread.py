@@ -7,6 +7,7 @@ from typing import Any
 
 from ..errors import Unavailable
 from ..outcomes import Rejected
+from ..retries import Reminders
 from ..turns import Turns
 from .local_jobs import Infer
 from .shared_queue import SharedQueue
@@ -26,6 +27,7 @@ class InferenceThread:
         turns: Who may call ``infer``.
         name: What the thread is called.
         clock: Monotonic seconds.
+        timeout: Seconds that a job lasts at most; a call that takes longer is told of.
     """
 
     def __init__(
@@ -36,12 +38,15 @@ class InferenceThread:
         turns: Turns,
         name: str,
         clock: Callable[[], float],
+        timeout: float,
     ) -> None:
         self._infer = infer
         self._queue = queue
         self._turns = turns
         self._name = name
         self._clock = clock
+        self._timeout = timeout
+        self._reminders = Reminders(clock)
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -92,4 +97,13 @@ class InferenceThread:
             results = self._infer(items)
         except BaseException as exc:  # the isolation lets only KeyboardInterrupt through
             results = [Rejected.of(exc)] * len(items)
+        self._warn_if_slow(batch.size, self._clock() - began_at)
         self._queue.accept(batch, results, began_at)
+
+    def _warn_if_slow(self, size: int, seconds: float) -> None:
+        if seconds > self._timeout and self._reminders.is_due("slow"):
+            log.warning(
+                "the model took %.1f s for %d item(s), but a request waits no longer than timeout,"
+                " %g s: raise VENTU_TIMEOUT, or lower VENTU_MAX_BATCH_SIZE",
+                *(seconds, size, self._timeout),
+            )

@@ -74,7 +74,7 @@ class Failure:
     detail: str
 
 
-EXPIRED: Final = Failure(504, "expired", "the deadline of the job has passed")
+EXPIRED: Final = Failure(504, "expired", "no answer within the timeout of this request")
 UNSERVED: Final = Failure(504, "expired", f"{EXPIRED.detail}; no worker was ready")
 WORKER_DIED: Final = Failure(500, "worker_died", "worker died")
 

@@ -1,11 +1,13 @@
 """One worker connection: the wire protocol between a socket and the dispatcher."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import re
 import socket
 import struct
+import sys
 import time
 from collections.abc import Callable
 from typing import Final, cast
@@ -37,6 +39,10 @@ READY_TIMEOUT: Final = 30.0
 # Connections that have not asked for a batch; beyond that the oldest are closed. Each is an open
 # file, of which clients need some. More workers than that do not start in the same moment.
 MAX_STRANGERS: Final = 256
+
+# <sys/un.h> of macOS; Python has no names for them.
+_SOL_LOCAL: Final = 0
+_LOCAL_PEERPID: Final = 2
 
 # Where a worker stands that wants no further batch, in whatever way it has said so.
 _LEAVING: Final = (State.LEFT, State.BUSY_LEAVING)
@@ -278,6 +284,10 @@ class WorkerLink(asyncio.Protocol):
 
 def _peer_pid(sock: socket.socket) -> int | None:
     """Return the process at the other end of a Unix socket, where the system tells."""
+    if sys.platform == "darwin":
+        with contextlib.suppress(OSError):  # it has left already
+            return sock.getsockopt(_SOL_LOCAL, _LOCAL_PEERPID) or None
+        return None
     if not hasattr(socket, "SO_PEERCRED"):
         return None
     size = struct.calcsize("3i")

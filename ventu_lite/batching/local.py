@@ -72,7 +72,9 @@ class LocalQueue:
         )
         self._turns = turns
         name = f"ventu_lite inference {metrics.name}"
-        self._make_thread = partial(InferenceThread, infer, turns=turns, name=name, clock=clock)
+        self._make_thread = partial(
+            InferenceThread, infer, turns=turns, name=name, clock=clock, timeout=timeout
+        )
         self._key = key
         self._metrics = metrics
         self._clock = clock
@@ -148,14 +150,14 @@ class LocalQueue:
             except KeyboardInterrupt:
                 raise
             except BaseException as exc:  # sys.exit() in a key must not end the thread
-                return Inferred(Rejected.of(exc), 0.0, 0.0, 0)
+                return Inferred(Rejected.of(exc))
         return job
 
     def _answer_of(self, job: LocalJob) -> Inferred:
         outcome, size = job.outcome, job.batch_size
         if not size:
             rejected = expired() if type(outcome) is Failure else outcome
-            return Inferred(rejected, self._clock() - job.queued_at, 0.0, 0)
+            return Inferred(rejected, self._clock() - job.queued_at)
         waited = job.released_at - job.queued_at
         self._metrics.queue_seconds.observe(waited)
         if type(outcome) is Failure:

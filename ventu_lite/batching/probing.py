@@ -1,14 +1,21 @@
 """The health of a service whose examples are known: they really run, through the queue."""
 
 from collections.abc import Callable, Sequence
+from typing import Final
 from uuid import uuid4
 
+from pydantic_core import from_json
+
+from ..codecs import unpack
+from ..config import Codec
 from ..examples import Probe
 from ..health import HEALTH_CACHE, NO_EXAMPLE
-from .dispatcher import Dispatcher, Timing
+from .dispatcher import BatchTiming, Dispatcher
 from .jobs import Failure, Job
 from .server import BatchingService
 from .status import PlainStatus, health_body
+
+_LONGEST: Final = 300  # characters of a detail
 
 
 class ProbingStatus(PlainStatus):
@@ -70,7 +77,7 @@ class _Round:
 
     def begin(self, now: float, deadline: float) -> None:
         """Queue the examples, as any other job."""
-        for number, probe in enumerate(self._probes):
+        for number, probe in enumerate(self._probes, 1):
             job = _ProbeJob(self, number, probe, now, deadline)
             try:
                 self._dispatcher.add(job)
@@ -99,13 +106,13 @@ class _ProbeJob(Job):
         self._number = number
         self._probe = probe
 
-    def answered(self, status: int, body: bytes, timing: Timing) -> None:
+    def answered(self, status: int, body: bytes, timing: BatchTiming) -> None:
         """Compare the worker's answer with the expected one."""
         self._round.end(self._number, self._complaint(status, body))
 
     def _complaint(self, status: int, body: bytes) -> str:
         if status != 200:
-            return f"status {status}"
+            return f"status {status}{_detail(body, self._probe.codec)}"
         try:
             differs = self._probe.differs(body)
         except Exception as exc:  # a worker of another kind may say anything
@@ -115,3 +122,12 @@ class _ProbeJob(Job):
     def failed(self, failure: Failure) -> None:
         """Take note that no worker answered."""
         self._round.end(self._number, f"status {failure.status}: {failure.detail}")
+
+
+def _detail(body: bytes, codec: Codec) -> str:
+    """Return what a problem document says, as the end of a line, "" if it is none."""
+    try:
+        document = unpack(body) if codec == "msgpack" else from_json(body)
+        return f": {document['detail']}"[:_LONGEST]
+    except Exception:  # a worker of another kind says it in its own words
+        return ""

@@ -125,6 +125,15 @@ class Queue(Generic[W]):
         self._deadlines.add(job)
         lane.policy.job_arrived(job.queued_at)
 
+    def check_fits(self, count: int) -> None:
+        """Refuse more jobs of one call than may ever wait together: to try again is of no use.
+
+        Raises:
+            QueueFull: They are more than ``capacity``.
+        """
+        if count > self._capacity:
+            raise QueueFull(f"{count} requests at once, at most {self._capacity} fit: ask in parts")
+
     def abandon(self, job: Job) -> bool:
         """Forget a job whose client has gone; return False if nobody waited for it any more.
 

@@ -1,6 +1,5 @@
 """The answers to requests that are not answered with a result. No socket, no clock."""
 
-import math
 import os
 from typing import Final
 from urllib.parse import quote
@@ -10,8 +9,9 @@ from pydantic_core import to_json
 from ..codecs import pack
 from ..config import Codec
 from ..errors import PayloadError, Unavailable
+from ..headers import whole_seconds
 from ..media_types import PROBLEM_TYPE
-from ..problems import encode_problem, problem, problem_codec
+from ..problems import NO_SUCH_ROUTE, encode_problem, problem, problem_codec
 from .http_head import Head
 from .http_request import Answer
 from .terms import MethodNotAllowed, Unauthorized
@@ -55,7 +55,7 @@ def refusal(exc: Exception, path: str, head: Head, id: bytes = b"") -> Answer:
     elif isinstance(exc, Unavailable):
         status = exc.status
         if exc.retry_after is not None:
-            headers = b"Retry-After: %d\r\n" % math.ceil(exc.retry_after)
+            headers = b"Retry-After: %d\r\n" % whole_seconds(exc.retry_after)
     return problem_answer(
         status, str(exc), path, _codec_of_error(head), id or _request_id(head), headers
     )
@@ -81,14 +81,14 @@ def unreadable(status: int, detail: str, head: Head | None = None, /) -> Answer:
 
 def no_such_route(head: Head) -> Answer:
     """Return the answer to a path that leads nowhere."""
-    return _elsewhere(404, "no such route", head)
+    return _elsewhere(404, NO_SUCH_ROUTE, head)
 
 
-def only_get(head: Head) -> Answer:
+def only_get(head: Head, detail: str = "ask with GET") -> Answer:
     """Return the answer to any other method where only GET makes sense."""
     if head.method == b"OPTIONS":
         return 200, _ALLOW_GET, b""
-    return _elsewhere(405, "ask with GET", head, _ALLOW_GET)
+    return _elsewhere(405, detail, head, _ALLOW_GET)
 
 
 def _elsewhere(status: int, detail: str, head: Head | None, headers: bytes = b"") -> Answer:

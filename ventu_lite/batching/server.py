@@ -28,7 +28,7 @@ _DRAIN_GRACE: Final = 5.0
 
 
 @dataclass(frozen=True)
-class Options:
+class ServiceOptions:
     """What is not a setting.
 
     Attributes:
@@ -73,7 +73,7 @@ class BatchingService:
     def __init__(
         self,
         config: Config,
-        options: Options,
+        options: ServiceOptions,
         make_status: Callable[["BatchingService"], Status],
     ) -> None:
         self.config = config
@@ -189,7 +189,7 @@ class BatchingService:
         return dict(count)
 
 
-def _make_queue(config: Config, options: Options) -> Queue[Link]:
+def _make_queue(config: Config, options: ServiceOptions) -> Queue[Link]:
     return Queue(
         make_policy(config),
         max_batch_size=config.max_batch_size,
@@ -200,7 +200,7 @@ def _make_queue(config: Config, options: Options) -> Queue[Link]:
     )
 
 
-def _limits(config: Config, options: Options) -> Limits:
+def _limits(config: Config, options: ServiceOptions) -> Limits:
     return replace(
         options.limits,
         max_body=int(config.max_body),

@@ -88,12 +88,13 @@ class SharedQueue:
         """Let jobs wait, all of them or none.
 
         Raises:
-            QueueFull: There is no place for all of them.
+            QueueFull: There is no place for all of them, now or ever.
             Unavailable: The process is about to end, or has too many threads.
         """
         with self._changed:
             now = self._clock()  # in here, so that times never go back
             queue = self._queue
+            queue.check_fits(len(jobs))
             try:
                 for job in jobs:
                     job.queued_at = now

@@ -38,7 +38,9 @@ class PlainStatus:
         why = self.why_not_ready
         answer(not why, health_body("Error" if why else "OK", why))
 
-    def metrics(self, accept: str, names: list[str], answer: Callable[[bytes, str], None]) -> None:
+    def metrics(
+        self, accept: str, names: list[str], answer: Callable[[int, bytes, str], None]
+    ) -> None:
         """Show what this process has counted, and what others wrote into a shared directory."""
         own = Families(self._service.metrics.collect())
 
@@ -48,9 +50,10 @@ class PlainStatus:
         def done(future: "asyncio.Future[tuple[bytes, str]]") -> None:
             if exc := future.exception():
                 log.error("the metrics cannot be read", exc_info=exc)
-                answer(b"# the metrics cannot be read; the log says why\n", "text/plain")
+                # Not 200: for Prometheus that would be a scrape that went well, of nothing.
+                answer(500, b"the metrics cannot be read; the log says why\n", "text/plain")
             else:
-                answer(*future.result())
+                answer(200, *future.result())
 
         # In a thread: a directory with the files of many processes takes its time.
         asyncio.get_running_loop().run_in_executor(None, text).add_done_callback(done)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from ..config import Codec, CodecSetting, Config
 from ..errors import MalformedPayload, VentuError
-from ..headers import SEND_KEY, has_key, refuse_encoding, seconds_in
+from ..headers import refuse_encoding, seconds_in, why_locked_out
 from ..media_types import own_type, request_codec, response_type
 from .http_head import Head
 
@@ -59,8 +59,8 @@ class TermsReader:
         if head.method != b"POST":
             raise MethodNotAllowed("ask with POST")
         key = self._api_key
-        if key is not None and not has_key(fields.get(b"authorization", b""), key):
-            raise Unauthorized(SEND_KEY)
+        if key is not None and (why := why_locked_out(fields.get(b"authorization", b""), key)):
+            raise Unauthorized(why)
         content_type = fields.get(b"content-type", b"")
         codec = request_codec(content_type.decode("latin-1"), self._setting)
         refuse_encoding(fields.get(b"content-encoding", b"").decode("latin-1"))

@@ -5,6 +5,7 @@ import contextlib
 import io
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterable
 from queue import SimpleQueue
 from typing import Any, Final
@@ -13,12 +14,18 @@ from urllib.parse import unquote_to_bytes
 from werkzeug.datastructures import Headers
 from werkzeug.test import run_wsgi_app
 
+from ..retries import Reminders
 from .http_request import BODILESS, Answer, Refuse, Request, encode_headers
 
 log = logging.getLogger(__name__)
 
 # Pages and the user's own routes; inference does not come through here.
 THREADS: Final = 16
+
+# Requests that wait for one of them; beyond that 503. Where each takes a second, the last waits a
+# minute, which is as long as proxies wait. Of each its head is kept, even if its client has gone
+# meanwhile: with at most 32 KiB, those are 32 MiB.
+MAX_WAITING: Final = 1024
 
 # Lines that our connection writes itself, or that are about one hop only (RFC 9110, 7.6.1).
 _OURS: Final = frozenset(
@@ -49,15 +56,31 @@ class WSGIRoutes:
         # Nothing large: a request with the address of its client, which only this thread may ask.
         self._todo: SimpleQueue[tuple[Request, str] | None] = SimpleQueue()
         self._threads = 0
+        self._reminders = Reminders(time.monotonic)
         self._loop = asyncio.get_running_loop()
 
     def __call__(self, request: Request) -> None:
         """Answer a request, later; in the thread of the event loop."""
-        self._todo.put((request, request.peer))
         if self._threads < THREADS:
-            self._threads += 1
-            # Daemons: a route that hangs must not keep the process from its end.
-            threading.Thread(target=self._work, name="ventu_lite route", daemon=True).start()
+            self._start_thread()
+        if not self._threads:
+            request.respond(*self._refuse(503, "the app cannot be called now", request.head))
+        elif self._todo.qsize() >= MAX_WAITING:
+            request.respond(*self._refuse(503, "too many requests are waiting", request.head))
+        else:
+            self._todo.put((request, request.peer))
+
+    def _start_thread(self) -> None:
+        # Daemons: a route that hangs must not keep the process from its end.
+        thread = threading.Thread(target=self._work, name="ventu_lite route", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as exc:
+            if self._reminders.is_due("no thread"):
+                log.warning("a thread for the routes cannot start, %d run: %s", self._threads, exc)
+            return
+        self._reminders.forget()
+        self._threads += 1
 
     def close(self) -> None:
         """Let the threads end; those that run are not waited for."""
