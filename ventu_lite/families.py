@@ -43,6 +43,8 @@ class Families:
 class Together:
     """Several collectors as one: each family once, each sample once, the first one counts.
 
+    So a batching service, which comes first, may count what its workers count, too: rejections.
+
     Args:
         collectors: The sources.
         names: Families or samples to show; all if there are none.

@@ -100,11 +100,11 @@ def serve(plan: Plan, config: Config) -> int:
         mounted.service.runtime.startup.forbid(_why_not_here(mounted.service, plan.service))
     prefixes = prefixes_of(plan.app, plan.mounted)
     with _meeting_place() as workers_at:
-        return run(_Front(plan, _config_of_front(plan, config), workers_at, prefixes).run())
+        return run(_FrontProcess(plan, _config_of_front(plan, config), workers_at, prefixes).run())
 
 
-class _Front:
-    """The front process; to be made in its event loop."""
+class _FrontProcess:
+    """What runs in the front process; ``run`` is its main coroutine."""
 
     def __init__(
         self, plan: Plan, config: Config, workers_at: UnixAddress, prefixes: Sequence[str]

@@ -73,6 +73,8 @@ def traceback_for(exc: BaseException, log: logging.Logger) -> BaseException | No
 def beginning_with_the_users(exc: BaseException) -> BaseException:
     """Cut off it, and off what caused it, the frames that led to the user's first line; return it.
 
+    The exceptions themselves are changed.
+
     An exception of somebody else that never was in the user's code keeps all that it has.
     """
     for one in _with_causes(exc):
