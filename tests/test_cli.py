@@ -557,6 +557,18 @@ def test_a_bad_setting_is_told_in_one_line(invoke: Invoke, args: list[str], said
 
 
 @pytest.mark.parametrize(
+    ("name", "hint"), [("modle", " Did you mean model.py?"), ("nothing_like_it", "")]
+)
+def test_a_module_that_is_not_there_is_told_with_the_one_that_is(
+    invoke: Invoke, name: str, hint: str
+) -> None:
+    invoke.file("model.py", ECHO.format(name="here") + "app = service.app")
+    result = invoke("--app", name, "worker")
+    assert result.exit_code == 2
+    assert f"Could not import '{name}'.{hint}\n" in result.output
+
+
+@pytest.mark.parametrize(
     ("args", "said"),
     [
         (["serve", "--api-key=x"], "Others could read a secret here: set VENTU_API_KEY in"),

@@ -214,6 +214,7 @@ def test_a_port_that_is_taken_at_one_address_is_told() -> None:
         ("192.0.2.1", "Cannot assign requested address; choose an address of this machine"),
         ("nowhere.invalid", "choose an address of this machine, such as localhost or 0.0.0.0"),
         ("a..b", "choose an address of this machine"),
+        ("0.0.0.0:8000", "; say --host 0.0.0.0 --port 8000"),
     ],
 )
 def test_a_host_that_is_elsewhere_or_nowhere_is_told(host: str, said: str) -> None:

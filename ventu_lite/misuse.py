@@ -5,6 +5,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final, NoReturn
 
 from flask.cli import NoAppException
@@ -21,6 +22,7 @@ _HOW_TO_HAVE_AN_APP: Final = (
 )
 # How Python begins a TypeError for arguments that do not fit.
 _BAD_CALL: Final = re.compile(rf"{Service.__name__}\.(\w+)\(\) ")
+_NO_MODULE: Final = re.compile(r"Could not import '(\w+)'")
 _UNKNOWN_OPTION: Final = re.compile(r"unexpected keyword argument '(\w+)'")
 
 
@@ -29,7 +31,7 @@ def explain_failure(exc: Exception, *, is_debugging: bool) -> NoReturn:
     if isinstance(exc, NoAppException):
         if isinstance(exc.__context__, ImportError) and first_place_of(exc.__context__):
             fail(_about_import(exc.__context__), WRONG_USAGE)
-        fail(f"{exc.message}\n\n{_HOW_TO_HAVE_AN_APP}", WRONG_USAGE)
+        fail(f"{exc.message}{_near_file(str(exc.message))}\n\n{_HOW_TO_HAVE_AN_APP}", WRONG_USAGE)
     if said := _about_misuse(exc):
         place = place_of(exc)
         fail(f"{place}: {said}" if place else said, WRONG_USAGE)
@@ -39,6 +41,14 @@ def explain_failure(exc: Exception, *, is_debugging: bool) -> NoReturn:
         beginning_with_the_users(exc)
         sys.__excepthook__(type(exc), exc, exc.__traceback__)  # says which name was meant
     sys.exit(CRASHED)
+
+
+def _near_file(said: str) -> str:
+    """Tell which file here may have been meant; "" if none has such a name."""
+    missing = _NO_MODULE.search(said)
+    names = [path.stem for path in Path.cwd().glob("*.py")]
+    near = difflib.get_close_matches(missing[1], names, n=1) if missing else []
+    return f" Did you mean {near[0]}.py?" if near else ""
 
 
 def _about_import(exc: ImportError) -> str:

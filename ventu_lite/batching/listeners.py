@@ -246,4 +246,7 @@ def _complaint(host: str, port: int, exc: Exception) -> str:
     said = getattr(exc, "strerror", None) or exc
     is_name = isinstance(exc, (socket.gaierror, UnicodeError))
     advice = _ADVICE[errno.EADDRNOTAVAIL] if is_name else _ADVICE.get(getattr(exc, "errno", 0) or 0)
+    name, _, number = host.partition(":")
+    if is_name and number.isdigit():
+        advice = f"say --host {name} --port {number}"
     return f"cannot listen on {host}, port {port}: {said}" + (f"; {advice}" if advice else "")
