@@ -663,7 +663,7 @@ def test_help_ends_with_commands_that_are_right(
         elif "batching" in words:
             assert invoke(*words[3:], "--help").exit_code == 0
         else:
-            # In a process of its own: `serve` says where metrics are written before it loads the file.
+            # In a process of its own: `serve` says where metrics are before it loads the file.
             ended = command(*words[3:], "--service", "none", env={"FLASK_APP": str(SAMPLE)})
             assert ended.returncode == WRONG_USAGE
             assert "holds no service 'none'; it has 'sentiment'" in ended.stderr

@@ -523,9 +523,10 @@ class TestDeaths:
         add(queue, "ab", timeout=1.0)
         give(queue)
 
+        add(queue, "c", timeout=1.0)
         queue.lose("ann", 1.0)
 
-        assert outcomes(queue) == {"a": UNSERVED, "b": UNSERVED}
+        assert outcomes(queue) == {"a": EXPIRED, "b": EXPIRED, "c": UNSERVED}
         assert (
             UNSERVED.detail == "no answer within the timeout of this request; no worker was ready"
         )

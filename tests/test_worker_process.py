@@ -413,6 +413,20 @@ def test_a_signal_ends_a_long_warm_up_at_once(stage: str) -> None:
     assert begun == [stage]
 
 
+@pytest.mark.parametrize(
+    ("variable", "count"), [("VENTU_OTHER", 1), ("VENTU_API_KEY", 0), ("VENTU_API_KEY_FILE", 0)]
+)
+def test_a_worker_whose_file_has_a_key_says_that_it_does_not_count(
+    variable: str, count: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = Service("shut", request=int, response=int, api_key="s3cret")
+    service.add_stage("infer", abs)
+    service.setup(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setenv(variable, "x")
+    run_worker(service, UnixAddress("nobody.socket"))
+    assert caplog.text.count("lets everybody ask unless VENTU_API_KEY is set there, too") == count
+
+
 @pytest.mark.parametrize("batch", [False, True])
 def test_a_worker_whose_function_must_not_run_twice_says_what_that_takes(
     batch: bool, caplog: pytest.LogCaptureFixture

@@ -3,6 +3,7 @@
 import atexit
 import logging
 import os
+from typing import Final
 
 from .composition import Composition
 from .errors import VentuError
@@ -11,6 +12,8 @@ from .pipeline import Pipeline
 from .turns import Turns
 
 log = logging.getLogger(__name__)
+
+_OR_LESS: Final = ", or lower VENTU_MAX_BATCH_SIZE"
 
 
 class Lifecycle:
@@ -67,8 +70,8 @@ class Lifecycle:
         if seconds > timeout:
             log.warning(
                 "%d item(s) took %.1f s, but here a request waits no longer than timeout, %g s:"
-                " raise VENTU_TIMEOUT, or lower VENTU_MAX_BATCH_SIZE",
-                *(size, seconds, timeout),
+                " raise VENTU_TIMEOUT%s",
+                *(size, seconds, timeout, _OR_LESS if size > 1 else ""),
             )
 
     def _tear_down(self) -> None:

@@ -187,8 +187,8 @@ def _payload_error(exc: ValidationError) -> MalformedPayload | InvalidPayload:
     errors = exc.errors(include_url=False, include_context=False, include_input=False)
     if count == 1 and errors[0]["type"] == "json_invalid" and not errors[0]["loc"]:
         reason = errors[0]["msg"].removeprefix("Invalid JSON: ")
-        is_text = reason.startswith(("expected value", "expected ident"))
-        hint = "; text needs double quotes" if is_text else ""
+        is_bare = reason.startswith(("expected value", "expected ident", "key must be a string"))
+        hint = "; text and names need double quotes" if is_bare else ""
         return MalformedPayload(f"the body is not valid JSON: {reason}{hint}")
     shown = [
         {"type": error["type"], "loc": list(map(_cut, error["loc"])), "msg": _cut(error["msg"])}

@@ -49,6 +49,7 @@ def run_worker(
     runtime = service.runtime
     runtime.act_as_worker()
     _warn_of_retries(service)
+    _warn_of_key(service)
     connect = connector(address)
 
     def connect_unless_orphan() -> socket.socket:
@@ -150,6 +151,17 @@ def _log_faults(rejected: dict[str, Rejected]) -> None:
             in_one_line(exc),
             exc_info=traceback_for(exc, log),
             extra={"job_id": jobs},
+        )
+
+
+def _warn_of_key(service: "Service") -> None:
+    """Warn where a key stands in the file, which a batching service does not read."""
+    is_outside = any(f"VENTU_API_KEY{end}" in os.environ for end in ("", "_FILE"))
+    if service.config.api_key is not None and not (is_outside or has_parent()):
+        log.warning(
+            "service %r has an api_key in its file, but `batching` lets everybody ask unless"
+            " VENTU_API_KEY is set there, too",
+            service.name,
         )
 
 

@@ -104,6 +104,7 @@ class InferenceThread:
         if seconds > self._timeout and self._reminders.is_due("slow"):
             log.warning(
                 "the model took %.1f s for %d item(s), but a request waits no longer than timeout,"
-                " %g s: raise VENTU_TIMEOUT, or lower VENTU_MAX_BATCH_SIZE",
+                " %g s: raise VENTU_TIMEOUT%s",
                 *(seconds, size, self._timeout),
+                ", or lower VENTU_MAX_BATCH_SIZE" if size > 1 else "",
             )

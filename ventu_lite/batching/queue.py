@@ -148,9 +148,11 @@ class Queue(Generic[W]):
     def expire(self, now: float) -> None:
         """Finish the jobs whose deadline has come, wherever they are.
 
-        With ``EXPIRED``, or ``UNSERVED`` where nobody is there to do them.
+        With ``EXPIRED``, or ``UNSERVED`` where one waited and no worker is there.
         """
-        self._fail(self._deadlines.due(now), EXPIRED if self._workers else UNSERVED)
+        due, failure = self._deadlines.due(now), EXPIRED if self._workers else UNSERVED
+        self._fail([job for job in due if job.state == "out"], EXPIRED)
+        self._fail([job for job in due if job.state == "waiting"], failure)
 
     def finished(self) -> list[tuple[Job, Any]]:
         """Return the jobs finished since the last call, each with its result or ``Failure``."""
