@@ -542,7 +542,7 @@ def test_a_worker_that_holds_a_batch_too_long_is_cut_off_and_its_jobs_tried_agai
     bench.told()
     bench.now += 1.0
     bench.loop.ring()
-    assert [why.partition(",")[0] for why in link.cut] == ["it held a batch for too long"]
+    assert [why.partition(" (")[0] for why in link.cut] == ["it held a batch for too long"]
     assert bench.told() == [("send", ["a"])]
 
 

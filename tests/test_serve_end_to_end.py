@@ -263,7 +263,9 @@ def test_a_worker_that_holds_a_batch_for_too_long_is_killed(directory: Path) -> 
         (first, _), (second, _) = batches(directory)
         assert first != second
         server.process.wait_for(f"process {first}> is cut off: it held a batch for too long")
-        server.process.wait_for(rf"\(process {first}\) was killed here, for its batch,")
+        server.process.wait_for(
+            rf"\(process {first}\) was killed, as it held a batch for too long,"
+        )
 
 
 def test_workers_do_not_outlive_a_front_that_is_killed(directory: Path) -> None:

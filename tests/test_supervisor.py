@@ -134,7 +134,7 @@ def test_a_worker_that_was_ready_is_started_again_at_once(
     ready, again = caplog.messages
     assert re.fullmatch(r"worker 1, process \d+, is ready after \d\.\d\d s", ready)
     assert re.fullmatch(
-        r"worker 1 \(process \d+\) was killed here, for its batch, after \d\.\d s;"
+        r"worker 1 \(process \d+\) was killed, as it held a batch for too long, after \d\.\d s;"
         " it is started again at once",
         again,
     )

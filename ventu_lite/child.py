@@ -79,7 +79,7 @@ class Child:
             self._tell(f"is still loading after {self._age():.0f} s")
         code = await end
         before = "" if self.is_ready else " before it was ready"
-        said = "was killed here, for its batch," if self._is_cut_off else how(code)
+        said = "was killed, as it held a batch for too long," if self._is_cut_off else how(code)
         return f"(process {self.pid}) {said} after {self._age():.1f} s{before}"
 
     def _tell(self, what: str) -> None:

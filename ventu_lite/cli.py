@@ -213,15 +213,15 @@ def serve(
         if unix is not None or tcp is not None:
             guests_at = listening_address(unix, tcp, config.socket)
             warn_if_open(guests_at, config)
-        cards = [device.strip() for device in devices.split(",") if device.strip()]
-        if len(cards) > workers:
-            log.warning("device(s) %s not used: say --workers %d", cards[workers:], len(cards))
+        listed = [device.strip() for device in devices.split(",") if device.strip()]
+        if len(listed) > workers:
+            log.warning("device(s) %s not used: say --workers %d", listed[workers:], len(listed))
         plan = Plan(
             app,
             mounted,
             info.app_import_path,
             workers,
-            devices=cards,
+            devices=listed,
             guests_at=guests_at,
             no_retry=no_retry,
             environment=_as_environment(log_level=log_level, log_format=log_format, **flags),

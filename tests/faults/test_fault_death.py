@@ -290,7 +290,7 @@ def test_the_late_answer_of_a_worker_that_was_stopped(how: str, directory: Path)
         deployment.server.process.wait_for("is cut off: it held a batch for too long")
         if how == SERVE:
             deployment.server.process.wait_for(
-                rf"\(process {late}\) was killed here, for its batch,"
+                rf"\(process {late}\) was killed, as it held a batch for too long,"
             )
         else:
             (process,) = [one for one in deployment.workers if one.pid == late]

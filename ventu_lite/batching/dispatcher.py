@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 #: What is told of a batch: seconds that the worker took, and jobs in it.
 BatchTiming = tuple[float, int]
 _HELD_TOO_LONG: Final = (
-    "it held a batch for too long, by batch_timeout; if the model needs so much time, raise"
-    " VENTU_TIMEOUT"
+    "it held a batch for too long (batch_timeout says how long); if the model needs more time,"
+    " raise VENTU_TIMEOUT"
 )
 _NO_TIMING: Final = (0.0, 0)
 

@@ -150,9 +150,11 @@ class Queue(Generic[W]):
 
         With ``EXPIRED``, or ``UNSERVED`` where one waited and no worker is there.
         """
-        due, failure = self._deadlines.due(now), EXPIRED if self._workers else UNSERVED
-        self._fail([job for job in due if job.state == "out"], EXPIRED)
-        self._fail([job for job in due if job.state == "waiting"], failure)
+        due = self._deadlines.due(now)
+        if due:  # seldom, and this is asked for each batch
+            unanswered = EXPIRED if self._workers else UNSERVED
+            self._fail([job for job in due if job.state == "out"], EXPIRED)
+            self._fail([job for job in due if job.state == "waiting"], unanswered)
 
     def finished(self) -> list[tuple[Job, Any]]:
         """Return the jobs finished since the last call, each with its result or ``Failure``."""
