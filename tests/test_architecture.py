@@ -25,6 +25,7 @@ CORE = [
     "addresses",
     "secret_files",
     "retries",
+    "slowness",
     "config",
     "codecs",
     "media_types",

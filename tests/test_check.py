@@ -238,8 +238,8 @@ def test_a_batch_that_outlasts_the_timeout_is_told() -> None:
 
     report = check(service_of(work, timeout=5), clock=clock)
     assert (
-        "a batch of 8 takes 8 s, longer than the timeout of 5 s;"
-        " raise timeout or lower max_batch_size"
+        "the model took 8.0 s for 8 item(s), but a request waits no longer than timeout, 5 s:"
+        " raise VENTU_TIMEOUT, or lower VENTU_MAX_BATCH_SIZE"
     ) in report.remarks
 
 

@@ -581,6 +581,12 @@ def test_a_module_that_is_not_there_is_told_with_the_one_that_is(
         (["serve", "-w", "2"], "No such option '-w'. Say `serve --workers`."),
         (["worker", "--workers=2"], "or let `serve --workers` start them."),
         (["serve", "2", "3"], "Got unexpected extra argument (2 3)"),
+        (["serve", "--debug"], "`flask run --debug` is for that;"),
+        (["serve", "-p", "80"], "No such option '-p'. Say --port."),
+        (["worker", "--port", "80"], "Clients ask the batching service: say --port there."),
+        (["check", "--host=all"], "Clients ask the batching service: say --host there."),
+        (["run"], "There are batching, check, serve, worker; on a laptop, `flask run`."),
+        (["--nothing"], "No such option '--nothing'."),
         (["serve", "--worker=2"], "No such option"),
     ],
 )
@@ -631,6 +637,13 @@ def test_an_unknown_command_is_wrong_usage(invoke: Invoke) -> None:
     result = invoke("wroker")
     assert result.exit_code == WRONG_USAGE
     assert "No such command 'wroker'" in result.output
+
+
+def test_help_is_there_in_short(invoke: Invoke) -> None:
+    for command in ([], ["serve"]):
+        result = invoke(*command, "-h")
+        assert result.exit_code == 0
+        assert result.output == invoke(*command, "--help").output
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "192.0.2.1"])

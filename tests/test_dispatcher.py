@@ -11,7 +11,7 @@ import pytest
 from ventu_lite.batching.dispatcher import BatchTiming, Dispatcher
 from ventu_lite.batching.jobs import Failure, Job
 from ventu_lite.batching.policy import FixedWait
-from ventu_lite.batching.queue import EXPIRED, UNSERVED, WORKER_DIED, Queue
+from ventu_lite.batching.queue import EXPIRED, EXPIRED_IN_QUEUE, UNSERVED, WORKER_DIED, Queue
 from ventu_lite.batching.tally import FrontMetrics
 from ventu_lite.errors import ProtocolError, QueueFull, Unavailable
 from ventu_lite.protocol import Results
@@ -511,7 +511,7 @@ def test_a_deadline_ends_a_job_wherever_it_is() -> None:
 
     bench.now += 2.0
     bench.loop.ring()
-    assert bench.told() == [("out", EXPIRED), ("waiting", EXPIRED)]
+    assert bench.told() == [("out", EXPIRED), ("waiting", EXPIRED_IN_QUEUE)]
     assert bench.values()["rejected_totalexpired"] == 2
 
     bench.dispatcher.results(link, Results({"out": b"late"}))
@@ -604,7 +604,7 @@ def test_at_the_end_nobody_is_left_waiting() -> None:
     bench.loop.turn()
     bench.told()
     bench.dispatcher.close()
-    assert bench.told() == [("out", EXPIRED), ("waiting", EXPIRED)]
+    assert bench.told() == [("out", EXPIRED), ("waiting", EXPIRED_IN_QUEUE)]
     with pytest.raises(Unavailable, match="shutting down"):
         bench.add("late")
 

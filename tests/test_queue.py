@@ -8,6 +8,7 @@ import pytest
 from ventu_lite.batching.policy import FixedWait, Running
 from ventu_lite.batching.queue import (
     EXPIRED,
+    EXPIRED_IN_QUEUE,
     UNSERVED,
     WORKER_DIED,
     Batch,
@@ -540,7 +541,7 @@ class TestDeaths:
         queue.lose("ann", 0.1)
 
         assert give(queue, "bob", 0.6) == "b"
-        assert outcomes(queue) == {"a": EXPIRED}
+        assert outcomes(queue) == {"a": EXPIRED_IN_QUEUE}
 
     @pytest.mark.parametrize("is_known", [True, False])
     def test_an_idle_worker_leaves_nothing_behind(self, is_known: bool) -> None:
@@ -580,8 +581,8 @@ class TestEnds:
         add(queue, "bc")
 
         assert give(queue, now=0.5) == "bc"
-        assert outcomes(queue) == {"a": EXPIRED}
-        assert (EXPIRED.status, EXPIRED.reason) == (504, "expired")
+        assert outcomes(queue) == {"a": EXPIRED_IN_QUEUE}
+        assert (EXPIRED_IN_QUEUE.status, EXPIRED_IN_QUEUE.reason) == (504, "expired")
 
     def test_expired_jobs_do_not_fill_a_batch(self) -> None:
         queue = make_queue(max_batch_size=2, max_wait=0.010)

@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from ventu_lite.batching.policy import FixedWait
-from ventu_lite.batching.queue import EXPIRED, UNSERVED, WORKER_DIED, Batch, Job, Queue
+from ventu_lite.batching.queue import (
+    EXPIRED,
+    EXPIRED_IN_QUEUE,
+    UNSERVED,
+    WORKER_DIED,
+    Batch,
+    Job,
+    Queue,
+)
 from ventu_lite.errors import ProtocolError, QueueFull, Unavailable
 
 WORKERS = st.sampled_from(["ann", "bob", "cyd", "dan"])
@@ -114,8 +122,9 @@ class QueueMachine(RuleBasedStateMachine):
     def note_outcome(self, job: Job, outcome: object) -> None:
         assert self.open.pop(job.id) is job, "finished twice, or after it was abandoned"
         self.closed.append(job)
-        if outcome in (EXPIRED, UNSERVED):
+        if outcome in (EXPIRED, EXPIRED_IN_QUEUE, UNSERVED):
             assert job.deadline <= self.now
+            assert outcome is EXPIRED or job.id not in self.held()
             self.doomed.discard(job.id)
         elif outcome is WORKER_DIED:
             self.doomed.remove(job.id)
@@ -309,7 +318,7 @@ class QueueMachine(RuleBasedStateMachine):
     def queue_finished_before_batch(self) -> None:
         """Learn which jobs expired while the queue formed the batch."""
         for job, outcome in self.queue.finished():
-            assert outcome is EXPIRED
+            assert outcome in (EXPIRED, EXPIRED_IN_QUEUE)
             self.note_outcome(job, outcome)
 
     def check_part(self, ids: list[str]) -> None:

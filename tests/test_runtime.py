@@ -246,7 +246,7 @@ def test_values_expire_like_payloads() -> None:
     assert good == 1
     assert (late.code, late.__cause__.args) == (
         504,
-        ("no answer within the timeout of this request",),
+        ("no answer within the timeout of this request; the model was still at work on it",),
     )
     assert sample("ventu_rejected_total", service, reason="expired") == 1
 
@@ -472,7 +472,7 @@ def test_a_warm_up_longer_than_a_request_waits_is_told(
     Runtime(service, clock=clock).startup.run()
     said = [one.getMessage() for one in caplog.records if "VENTU_TIMEOUT" in one.getMessage()]
     assert len(said) == count
-    assert all(one.startswith("4 item(s) took 2.1 s") for one in said)
+    assert all(one.startswith("in the warm-up the model took 2.1 s for 4 item(s)") for one in said)
 
 
 def test_a_failing_warm_up_is_a_failed_start(caplog: pytest.LogCaptureFixture) -> None:

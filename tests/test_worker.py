@@ -629,8 +629,10 @@ def test_keep_alive_is_tuned_only_where_it_can_be(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_failed_connect_leaks_nothing() -> None:
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match="There is no directory /nowhere"):
         connect_unix("/nowhere/batching.socket")
+    with pytest.raises(FileNotFoundError, match="No such file or directory"):
+        connect_unix("none.socket")
 
 
 def test_a_signal_stops_the_worker(peer: Peer) -> None:

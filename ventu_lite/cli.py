@@ -52,6 +52,7 @@ group = AppGroup(
     ),
     add_default_commands=False,
     add_version_option=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 group = click.version_option(package_name="ventu-lite", prog_name="ventu_lite")(group)
 

@@ -3,17 +3,15 @@
 import atexit
 import logging
 import os
-from typing import Final
 
 from .composition import Composition
 from .errors import VentuError
 from .outcomes import Rejected
 from .pipeline import Pipeline
+from .slowness import too_slow
 from .turns import Turns
 
 log = logging.getLogger(__name__)
-
-_OR_LESS: Final = ", or lower VENTU_MAX_BATCH_SIZE"
 
 
 class Lifecycle:
@@ -63,16 +61,9 @@ class Lifecycle:
                             f"warm-up with {size} example(s) failed: {_told(outcome.exc)}"
                         ) from outcome.exc
                 seconds = run.preprocess + run.infer + run.postprocess
-        self._warn_if_slow(size, seconds)  # of the last run: the first is often slow
-
-    def _warn_if_slow(self, size: int, seconds: float) -> None:
-        timeout = self._composition.config.timeout
-        if seconds > timeout:
-            log.warning(
-                "%d item(s) took %.1f s, but here a request waits no longer than timeout, %g s:"
-                " raise VENTU_TIMEOUT%s",
-                *(size, seconds, timeout, _OR_LESS if size > 1 else ""),
-            )
+        # Of the last run: the first is often slow.
+        if said := too_slow(size, seconds, self._composition.config.timeout):
+            log.warning("in the warm-up %s", said)
 
     def _tear_down(self) -> None:
         if self._set_up_in == os.getpid():  # a forked child owns nothing of it

@@ -42,7 +42,11 @@ class AppGroup(FlaskGroup):
         """Return one of our commands."""
         if name.endswith(".py"):
             raise click.UsageError(how_to_name(name, "serve"), ctx)
-        return click.Group.get_command(self, ctx, name)
+        command = click.Group.get_command(self, ctx, name)
+        if command is None and not (name.startswith("-") or ctx.resilient_parsing):
+            there_are = ", ".join(self.list_commands(ctx))
+            ctx.fail(f"No such command {name!r}. There are {there_are}; on a laptop, `flask run`.")
+        return command
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of our commands."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from .examples import Probe
+from .slowness import too_slow
 
 # Beyond this share of the best throughput a larger batch only makes clients wait longer.
 _ENOUGH: Final = 0.9
@@ -76,11 +77,8 @@ def remarks_on(
     if len({probe.payload for probe in probes}) < 2:
         remarks.append("with one example the order of answers cannot be checked; give two")
     largest = timings[-1]
-    if largest.seconds > timeout:
-        remarks.append(
-            f"a batch of {largest.size} takes {largest.seconds:.3g} s, longer than the timeout of"
-            f" {timeout:g} s; raise timeout or lower max_batch_size"
-        )
+    if said := too_slow(largest.size, largest.seconds, timeout):
+        remarks.append(said)
     if is_batch:
         remarks.append(_advice(timings))
     return remarks

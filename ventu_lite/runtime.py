@@ -297,6 +297,8 @@ class Runtime:
 
 def _expired(outcome: object) -> Rejected:
     """Reject an item whose deadline passed; what failed before that stays as its cause."""
+    if isinstance(outcome, Rejected) and outcome.reason == "expired":
+        return outcome
     rejected = expired()
     if isinstance(outcome, Rejected) and outcome.is_fault:
         rejected.exc.__cause__ = outcome.exc

@@ -5,7 +5,9 @@ stop at the same time.
 """
 
 import contextlib
+import errno
 import logging
+import os
 import signal
 import socket
 import time
@@ -37,7 +39,13 @@ def connect_unix(path: str) -> socket.socket:
     """
     with _closing_on_error(socket.socket(socket.AF_UNIX)) as sock:
         sock.settimeout(CONNECT_TIMEOUT)
-        sock.connect(path)
+        try:
+            sock.connect(path)
+        except FileNotFoundError:
+            directory = os.path.dirname(path)
+            if not directory or os.path.isdir(directory):
+                raise
+            raise FileNotFoundError(errno.ENOENT, f"There is no directory {directory}") from None
     return sock
 
 

@@ -35,7 +35,7 @@ class AtOnce:
         clock = self._clock
         began_at = clock()
         if began_at >= deadline:
-            return Inferred(expired())
+            return Inferred(expired(in_queue=True))
         (result,) = self._infer([item])
         seconds = clock() - began_at
         self._metrics.stage("infer", "single", seconds)
@@ -101,11 +101,11 @@ class OneByOne:
         """Have an item inferred, if fewer than so many threads wait or it is nobody's turn."""
         queued_at = self._clock()
         if not self._turns.acquire(0) and not self._wait(deadline - queued_at, most):
-            return Inferred(expired(), self._clock() - queued_at)
+            return Inferred(expired(in_queue=True), self._clock() - queued_at)
         try:
             began_at = self._clock()
             if began_at >= deadline:
-                return Inferred(expired(), began_at - queued_at)
+                return Inferred(expired(in_queue=True), began_at - queued_at)
             (result,) = self._infer([item])
             seconds = self._clock() - began_at
             self._rate.add(1, seconds)

@@ -16,7 +16,7 @@ from .dispatcher import BatchTiming, Dispatcher
 from .http_head import Head
 from .http_request import Answer, Request, encode_headers
 from .inference_job import InferenceJob
-from .jobs import EXPIRED, UNSERVED, Failure
+from .jobs import NO_ANSWER, UNSERVED, Failure
 from .refusals import no_such_route, only_get, refusal, unreadable
 from .tally import FrontMetrics
 from .terms import MethodNotAllowed, TermsReader, sniffed
@@ -134,7 +134,7 @@ class Front:
     def detail_of(self, failure: Failure) -> str:
         """Return what a client is told of a failure, and why nobody was there, if that is so."""
         why_not = self._status.why_not_ready if failure is UNSERVED else ""
-        return f"{EXPIRED.detail}; {why_not}" if why_not else failure.detail
+        return f"{NO_ANSWER}; {why_not}" if why_not else failure.detail
 
     # --------------------------------------------------------------------- inference
 

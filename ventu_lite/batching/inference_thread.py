@@ -8,6 +8,7 @@ from typing import Any
 from ..errors import Unavailable
 from ..outcomes import Rejected
 from ..retries import Reminders
+from ..slowness import too_slow
 from ..turns import Turns
 from .local_jobs import Infer
 from .shared_queue import SharedQueue
@@ -101,10 +102,6 @@ class InferenceThread:
         self._queue.accept(batch, results, began_at)
 
     def _warn_if_slow(self, size: int, seconds: float) -> None:
-        if seconds > self._timeout and self._reminders.is_due("slow"):
-            log.warning(
-                "the model took %.1f s for %d item(s), but a request waits no longer than timeout,"
-                " %g s: raise VENTU_TIMEOUT%s",
-                *(seconds, size, self._timeout),
-                ", or lower VENTU_MAX_BATCH_SIZE" if size > 1 else "",
-            )
+        said = too_slow(size, seconds, self._timeout)
+        if said and self._reminders.is_due("slow"):
+            log.warning("%s", said)

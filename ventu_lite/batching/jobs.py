@@ -74,8 +74,10 @@ class Failure:
     detail: str
 
 
-EXPIRED: Final = Failure(504, "expired", "no answer within the timeout of this request")
-UNSERVED: Final = Failure(504, "expired", f"{EXPIRED.detail}; no worker was ready")
+NO_ANSWER: Final = "no answer within the timeout of this request"
+EXPIRED: Final = Failure(504, "expired", f"{NO_ANSWER}; the model was still at work on it")
+EXPIRED_IN_QUEUE: Final = Failure(504, "expired", f"{NO_ANSWER}; it still waited for its turn")
+UNSERVED: Final = Failure(504, "expired", f"{NO_ANSWER}; no worker was ready")
 WORKER_DIED: Final = Failure(500, "worker_died", "worker died")
 
 

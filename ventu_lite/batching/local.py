@@ -156,7 +156,7 @@ class LocalQueue:
     def _answer_of(self, job: LocalJob) -> Inferred:
         outcome, size = job.outcome, job.batch_size
         if not size:
-            rejected = expired() if type(outcome) is Failure else outcome
+            rejected = expired(in_queue=True) if type(outcome) is Failure else outcome
             return Inferred(rejected, self._clock() - job.queued_at)
         waited = job.released_at - job.queued_at
         self._metrics.queue_seconds.observe(waited)

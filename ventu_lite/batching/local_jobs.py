@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from ..errors import JobExpired
 from ..outcomes import Rejected
-from .jobs import EXPIRED, Job
+from .jobs import EXPIRED, EXPIRED_IN_QUEUE, Job
 from .workers import Batch
 
 Infer = Callable[[Sequence[Any]], list[Any]]
@@ -30,9 +30,9 @@ class Inferred(NamedTuple):  # three times as quick to make as a frozen dataclas
     batch_size: int = 0
 
 
-def expired() -> Rejected:
-    """Return what becomes of a job whose deadline has passed."""
-    return Rejected.of(JobExpired(EXPIRED.detail))
+def expired(*, in_queue: bool = False) -> Rejected:
+    """Return what becomes of a job whose deadline has passed, before its turn or in it."""
+    return Rejected.of(JobExpired((EXPIRED_IN_QUEUE if in_queue else EXPIRED).detail))
 
 
 class LocalJob(Job):

@@ -24,6 +24,7 @@ from typing import Any, Final, Generic
 from ..errors import QueueFull, Unavailable
 from .jobs import (
     EXPIRED,
+    EXPIRED_IN_QUEUE,
     JOB_OVERHEAD,
     UNSERVED,
     WORKER_DIED,
@@ -39,6 +40,7 @@ from .workers import Batch, DrainRate, Reason, W, Workers
 
 __all__ = [
     "EXPIRED",
+    "EXPIRED_IN_QUEUE",
     "UNSERVED",
     "WORKER_DIED",
     "Batch",
@@ -148,11 +150,12 @@ class Queue(Generic[W]):
     def expire(self, now: float) -> None:
         """Finish the jobs whose deadline has come, wherever they are.
 
-        With ``EXPIRED``, or ``UNSERVED`` where one waited and no worker is there.
+        With ``EXPIRED`` at a worker, ``EXPIRED_IN_QUEUE`` or, where no worker is there,
+        ``UNSERVED`` in the queue.
         """
         due = self._deadlines.due(now)
         if due:  # seldom, and this is asked for each batch
-            unanswered = EXPIRED if self._workers else UNSERVED
+            unanswered = EXPIRED_IN_QUEUE if self._workers else UNSERVED
             self._fail([job for job in due if job.state == "out"], EXPIRED)
             self._fail([job for job in due if job.state == "waiting"], unanswered)
 

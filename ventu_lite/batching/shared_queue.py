@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from ..metrics import ServiceMetrics
 from ..outcomes import Rejected
-from .jobs import EXPIRED
+from .jobs import Failure
 from .local_jobs import LocalJob, WakeUps, late_faults
 from .policy import Policy
 from .queue import Queue
@@ -183,7 +183,7 @@ class SharedQueue:
         with self._changed:
             self._queue.expire(math.inf)
             for job, outcome in self._queue.finished():
-                self.wake_ups.add(job, failed if outcome is EXPIRED else outcome, 0.0)
+                self.wake_ups.add(job, failed if type(outcome) is Failure else outcome, 0.0)
             self._renew()
             if self._is_stopping:
                 self._queue.drain()
