@@ -640,10 +640,10 @@ def test_an_unknown_command_is_wrong_usage(invoke: Invoke) -> None:
 
 
 def test_help_is_there_in_short(invoke: Invoke) -> None:
-    for command in ([], ["serve"]):
-        result = invoke(*command, "-h")
+    for args in ([], ["serve"]):
+        result = invoke(*args, "-h")
         assert result.exit_code == 0
-        assert result.output == invoke(*command, "--help").output
+        assert result.output == invoke(*args, "--help").output
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "192.0.2.1"])

@@ -2,9 +2,10 @@
 
 import pytest
 
-from ventu_lite.batching.jobs import GARBAGE, JOB_OVERHEAD, Job
+from ventu_lite.batching.jobs import GARBAGE, Job
 from ventu_lite.batching.lanes import Lane, Lanes
 from ventu_lite.batching.policy import FixedWait, Policy
+from ventu_lite.messages import JOB_OVERHEAD
 
 
 def job(number: int, *, size: int = 0, deadline: float = 9.0, key: object = None) -> Job:

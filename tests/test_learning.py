@@ -224,10 +224,14 @@ def after_rounds(later: Callable[[int], int]) -> Arrivals:
 def test_who_is_missing_in_a_loop_comes_and_nobody_else() -> None:
     arrivals = after_rounds(lambda here: 8 - here)
     assert arrivals.made_up > 0.9
-    arrivals.start(0.0, 0)
-    assert arrivals.still_coming(0.0) == pytest.approx(4.0, abs=1.0)
-    arrivals.start(0.0, 8)
-    assert arrivals.still_coming(0.0) == pytest.approx(-4.0, abs=1.0)
+    for here, missing in ((0, 4.0), (8, -4.0)):
+        arrivals.start(0.0, here)
+        before, ends, totals = arrivals.ahead(0.0, 3 * MS, makes_up=True)
+        plain = arrivals.ahead(0.0, 3 * MS, makes_up=False)
+        assert (before, ends) == plain[:2]
+        assert totals[-1] - plain[2][-1] == pytest.approx(missing, abs=1.0)
+        assert len(ends) == len(totals)
+        assert 0.0 < ends[0] < ends[-1] <= 3 * MS
 
 
 def test_who_is_missing_in_a_stream_is_not_made_up_for() -> None:

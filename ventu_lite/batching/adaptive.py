@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
-from .learning import SOON, Arrivals, BatchTime, bin_edges
+from .learning import Arrivals, BatchTime, bin_edges
 from .policy import Running
 
 
@@ -244,32 +244,25 @@ class AdaptiveWait:
     ) -> tuple[float, float, float]:
         """Return the jobs expected, the gain and the end of the wait that gains most."""
         arrivals = self._arrivals
-        zero, edges = arrivals.started_at, arrivals.edges
+        zero = arrivals.started_at
         start = elapsed = now - zero
-        first, beyond = bisect_right(edges, elapsed), bisect_right(edges, limit - zero)
-        ends, totals = edges[first:beyond], arrivals.totals[first:beyond]
+        # Jobs are counted from the event on here: those who came until now stand in ``before``.
+        before, ends, totals = arrivals.ahead(elapsed, limit - zero, makes_up=is_alone)
         if not ends:
             return 0.0, 0.0, now
-        # Jobs are counted from the event on here: those who came until now stand in ``before``.
-        earlier = before = arrivals.within(first - 1, elapsed)
-        missing = arrivals.still_coming(before) if is_alone and arrivals.made_up else 0.0
         during = arrivals.until(elapsed + loss)
         most, own = room + before, waiting - before
         later = during if is_alone else 0.0
         others = 0.0 if is_alone else min(during - before, waiting + room)
         worth = self._worth(waiting, loss, others)
-        top = totals[-1] + missing
+        top = totals[-1]  # the most that a wait can gain, but for what it costs
         top = worth * ((most if most < top else top) - before)
-        pace = missing / (elapsed + SOON)
-        caught_up = 2 * elapsed + SOON if missing > 0 else 0.0
         gain = best_total = best_end = 0.0
-        less = self._LATER
+        earlier, less = before, self._LATER
         cost = waiting * self._late
         for end, total in zip(ends, totals, strict=True):
             if cost >= top - gain:
                 break
-            if missing:
-                total += pace * (end - elapsed) if end < caught_up else missing
             cost += (own + (earlier + total) / 2) * (end - start)
             start, earlier = end, total
             gains = worth * ((total if total < most else most) - before) - cost

@@ -15,9 +15,6 @@ from ..errors import PayloadError
 
 State = Literal["new", "waiting", "out", "done"]
 
-#: What a job adds to a message beside its payload: a str of 36 bytes and the header of a bin.
-JOB_OVERHEAD: Final = 2 + 36 + 5
-
 #: As many places without a job are not worth clearing.
 GARBAGE: Final = 64
 

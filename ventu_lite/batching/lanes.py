@@ -8,7 +8,8 @@ from collections import deque
 from collections.abc import Callable, Collection, Hashable
 from typing import Final
 
-from .jobs import GARBAGE, JOB_OVERHEAD, Job
+from ..messages import JOB_OVERHEAD
+from .jobs import GARBAGE, Job
 from .policy import Policy
 
 

@@ -15,9 +15,9 @@ _EDGES_MS: Final = (
 )
 
 
-#: Those who are missing come in as much time again as has passed since the event, and so many
-#: seconds: a turn of a busy event loop.
-SOON: Final = 5e-4
+# Those who are missing come in as much time again as has passed since the event, and so many
+# seconds: a turn of a busy event loop.
+_SOON: Final = 5e-4
 
 
 class BatchTime:
@@ -74,7 +74,7 @@ class Arrivals:
     A closed loop has the same clients each time: when fewer have come than usual, the others will
     come soon, and when all have, nobody will. In a stream those who are missing are not made up
     for. Which it is, is learned: what was missing at the release of a batch is compared with what
-    came then beyond what was expected, in as much time again and ``SOON``.
+    came then beyond what was expected, in as much time again and a little.
 
     Attributes:
         edges: Where bins begin, in seconds after the event; the last one has no end.
@@ -116,12 +116,36 @@ class Arrivals:
         self.started_at = now
         self.counts = [0] * len(self.edges)
 
-    def still_coming(self, expected: float) -> float:
-        """Return how many more than expected will come soon, or fewer than expected at all.
+    def ahead(
+        self, elapsed: float, until: float, *, makes_up: bool
+    ) -> tuple[float, list[float], list[float]]:
+        """Return the jobs expected until now, and those until each edge from now on.
 
         Args:
-            expected: Jobs that were expected until now.
+            elapsed: Now, in seconds after the event.
+            until: How far to look, in seconds after the event.
+            makes_up: Whether those who are missing by now may come later.
+
+        Returns:
+            Jobs expected from the event until now; the edges in between; jobs expected from the
+            event until each of these.
         """
+        edges = self.edges
+        first, beyond = bisect_right(edges, elapsed), bisect_right(edges, until)
+        ends, totals = edges[first:beyond], self.totals[first:beyond]
+        before = self.within(first - 1, elapsed)
+        missing = self._still_coming(before) if makes_up and self.made_up else 0.0
+        if missing:
+            pace = missing / (elapsed + _SOON)
+            caught_up = 2 * elapsed + _SOON if missing > 0 else 0.0
+            totals = [
+                total + (pace * (end - elapsed) if end < caught_up else missing)
+                for end, total in zip(ends, totals, strict=True)
+            ]
+        return before, ends, totals
+
+    def _still_coming(self, expected: float) -> float:
+        """Return how many more than expected will come soon, or fewer than expected at all."""
         return self.made_up * (self._usually_here - self._here + expected - sum(self.counts))
 
     def released(self, now: float) -> None:
@@ -138,7 +162,7 @@ class Arrivals:
         if release is None:
             return
         released, came, expected, missing = release
-        end = bisect_left(self.edges, 2 * released + SOON)
+        end = bisect_left(self.edges, 2 * released + _SOON)
         if end == len(self.edges) or elapsed < self.edges[end]:
             return
         more = sum(self.counts[:end]) - came - (self.totals[end] - expected)

@@ -19,13 +19,13 @@ and when that timer fires, before this::
 
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
-from typing import Any, Final, Generic
+from typing import Any, Generic
 
 from ..errors import QueueFull, Unavailable
+from ..messages import JOB_OVERHEAD, MESSAGE_OVERHEAD
 from .jobs import (
     EXPIRED,
     EXPIRED_IN_QUEUE,
-    JOB_OVERHEAD,
     UNSERVED,
     WORKER_DIED,
     Deadlines,
@@ -50,9 +50,6 @@ __all__ = [
     "Queue",
     "Reason",
 ]
-
-#: The header of a msgpack map with more than 65,535 entries.
-_MESSAGE_OVERHEAD: Final = 5
 
 
 class Queue(Generic[W]):
@@ -95,11 +92,11 @@ class Queue(Generic[W]):
     ) -> None:
         self._decided = policy
         self._capacity = capacity
-        self._largest = max_message - _MESSAGE_OVERHEAD - JOB_OVERHEAD
+        self._largest = max_message - MESSAGE_OVERHEAD - JOB_OVERHEAD
         self._batch_timeout = batch_timeout
         self._retry = retry
         # With a smaller capacity a batch is full when nobody else may come.
-        most, most_bytes = min(max_batch_size, capacity), max_message - _MESSAGE_OVERHEAD
+        most, most_bytes = min(max_batch_size, capacity), max_message - MESSAGE_OVERHEAD
         policies = chain([policy], iter(make_policy or (lambda: policy), None))
         self._lanes = Lanes(lambda: Lane(next(policies), most, most_bytes))
         self._parts = Parts()
