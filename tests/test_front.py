@@ -21,7 +21,7 @@ from ventu_lite.batching.http import HttpServer, Limits
 from ventu_lite.batching.http_connection import Connection
 from ventu_lite.batching.http_head import read_head
 from ventu_lite.batching.http_request import Request
-from ventu_lite.batching.inference_job import InferenceJob
+from ventu_lite.batching.inference_job import InferenceJob, Reporter
 from ventu_lite.batching.jobs import Job
 from ventu_lite.batching.links import Links
 from ventu_lite.batching.policy import FixedWait
@@ -1122,7 +1122,7 @@ def test_a_request_leaves_no_circle_behind(data: bytes) -> None:
 def test_a_job_of_http_is_a_job_in_all_that_it_has() -> None:
     terms = Terms("json", 5.0, None, "/inference", b"")
     request = Request(cast(Connection, None), read_head(ask(b"POST", b"/inference")), b"body")
-    job = InferenceJob("a", request, cast(Front, None), terms, 1.0)
+    job = InferenceJob("a", request, cast(Reporter, None), terms, 1.0)
     plain = Job("a", b"body", 4, 1.0, 6.0)
     for name in (field.name for field in fields(Job)):
         assert getattr(job, name) == getattr(plain, name)

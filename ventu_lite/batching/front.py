@@ -1,6 +1,5 @@
 """The routes of the batching service: requests become jobs, or are answered at once."""
 
-import math
 import os
 from collections.abc import Callable, Iterable
 from typing import Any, Final, Protocol
@@ -12,23 +11,16 @@ from ..codecs import sniff
 from ..config import CodecSetting, Config
 from ..errors import VentuError
 from ..problems import ONLY_A_PAGE
-from .dispatcher import BatchTiming, Dispatcher
+from .dispatcher import Dispatcher
 from .http_head import Head
 from .http_request import Answer, Request, encode_headers
-from .inference_job import InferenceJob
-from .jobs import NO_ANSWER, UNSERVED, Failure
+from .inference_job import InferenceJob, Reporter
 from .refusals import no_such_route, only_get, refusal, unreadable
 from .tally import FrontMetrics
 from .terms import MethodNotAllowed, TermsReader, sniffed
 
 _FIRST_SERIAL: Final = 10**11  # so that each has twelve digits
-_TIMING: Final = (
-    b'\r\nServer-Timing: queue;dur=%.3f, infer;dur=%.3f, total;dur=%.3f, batch;desc="%d"\r\n'
-)
 _NO_STORE: Final = b"Cache-Control: no-store\r\n"
-# What is told of the jobs of one batch that came in one moment: that moment, what the worker took
-# (another object for each batch), seconds from then to the answer, the header line.
-_TimingLine = tuple[float, BatchTiming, float, bytes]
 _PROBES: Final = (b"/health", b"/livez", b"/readyz", b"/metrics")
 
 
@@ -76,12 +68,18 @@ class Front:
         fallback: Callable[[Request], None] | None = None,
         home: dict[str, Any] | None = None,
     ) -> None:
-        self.clock = clock
-        self.metrics = metrics
-        self.dispatcher = dispatcher
+        self._clock = clock
+        self._metrics = metrics
+        self._dispatcher = dispatcher
         self._setting: CodecSetting = config.codec
         self._reader = TermsReader(config)
         self._status = status
+        self._reporter = Reporter(
+            metrics,
+            clock=clock,
+            why_not_ready=lambda: status.why_not_ready,
+            abandon=dispatcher.abandon,
+        )
         self._fallback = fallback
         self._home = home or {}
         bases = [unquote_to_bytes(prefix) for prefix in prefixes]
@@ -89,7 +87,6 @@ class Front:
         self._probes = {base + path: path[1:].decode() for base in bases for path in _PROBES}
         self._homes = {base + b"/" for base in bases}
         self._id_prefix, self._serial = _id_prefix(), _FIRST_SERIAL
-        self.timing_line: _TimingLine = math.nan, (0.0, 0), 0.0, b""
 
     def handle(self, request: Request) -> None:
         """Answer a request, now or later."""
@@ -97,13 +94,13 @@ class Front:
         if terms is None:
             self._route(request)
             return
-        now = self.dispatcher.moment()
+        now = self._dispatcher.moment()
         serial = self._serial = self._serial + 1
-        job = InferenceJob(f"{self._id_prefix}{serial}", request, self, terms, now)
+        job = InferenceJob(f"{self._id_prefix}{serial}", request, self._reporter, terms, now)
         try:
             if self._setting == "auto" and (codec := sniff(request.body)) != terms.codec:
                 job.terms = sniffed(terms, request.head, request.body, codec)
-            self.dispatcher.add(job)
+            self._dispatcher.add(job)
         except VentuError as exc:
             request.respond(*self._refusal(exc, request.head, now, job.request_id))
         else:
@@ -117,7 +114,7 @@ class Front:
             try:
                 self._reader.read(head, self._instances[path])
             except VentuError as exc:
-                return self._refusal(exc, head, self.clock())
+                return self._refusal(exc, head, self._clock())
             return None
         if head.method in (b"GET", b"HEAD"):
             return None
@@ -130,11 +127,6 @@ class Front:
         if head is not None and head.method == b"POST" and head.path in self._instances:
             self._count(status, 0.0)
         return unreadable(status, detail, head)
-
-    def detail_of(self, failure: Failure) -> str:
-        """Return what a client is told of a failure, and why nobody was there, if that is so."""
-        why_not = self._status.why_not_ready if failure is UNSERVED else ""
-        return f"{NO_ANSWER}; {why_not}" if why_not else failure.detail
 
     # --------------------------------------------------------------------- inference
 
@@ -154,29 +146,20 @@ class Front:
         try:
             request.head.terms = self._reader.read(request.head, instance)
         except VentuError as exc:
-            request.respond(*self._refusal(exc, request.head, self.clock()))
+            request.respond(*self._refusal(exc, request.head, self._clock()))
         else:
             self.handle(request)
-
-    def make_timing_line(self, job: InferenceJob, timing: BatchTiming) -> _TimingLine:
-        """Return what is told of all jobs of a batch that came in one moment."""
-        queued_at = job.queued_at
-        seconds = self.clock() - queued_at
-        waited, (infer, size) = job.released_at - queued_at, timing
-        line = _TIMING % (waited * 1e3, infer * 1e3, seconds * 1e3, size)
-        made = self.timing_line = queued_at, timing, seconds, line
-        return made
 
     def _refusal(self, exc: Exception, head: Head, arrived_at: float, id: bytes = b"") -> Answer:
         answer = refusal(exc, self._instances[head.path], head, id)
         if not isinstance(exc, MethodNotAllowed):
-            self._count(answer[0], self.clock() - arrived_at)
+            self._count(answer[0], self._clock() - arrived_at)
         return answer
 
     def _count(self, status: int, seconds: float) -> None:
         """Count an inference that does not get into the queue."""
-        self.metrics.refused(status)
-        self.metrics.request(status, seconds)
+        self._metrics.refused(status)
+        self._metrics.request(status, seconds)
 
     # ------------------------------------------------------------------------ others
 
@@ -192,9 +175,9 @@ class Front:
                 lambda ok, body: request.respond(*_document(200 if ok else 503, body))
             )
         else:
-            self._metrics(request)
+            self._show_metrics(request)
 
-    def _metrics(self, request: Request) -> None:
+    def _show_metrics(self, request: Request) -> None:
         query = request.target.partition(b"?")[2].decode("latin-1")
         names = parse_qs(query).get("name[]", [])
         accept = request.fields.get(b"accept", b"").decode("latin-1")

@@ -1,19 +1,68 @@
 """One inference on its way through the queue; its answer is that of a worker, or says why not."""
 
 import logging
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Callable
+from typing import Final
 
 from ..config import Codec
 from .dispatcher import BatchTiming
 from .http_request import Request
-from .jobs import Failure, Job
+from .jobs import NO_ANSWER, UNSERVED, Failure, Job
 from .refusals import PROBLEM_TYPES, problem_answer, with_path
+from .tally import FrontMetrics
 from .terms import Terms
 
-if TYPE_CHECKING:
-    from .front import Front
-
 log = logging.getLogger(__name__)
+
+_TIMING: Final = (
+    b'\r\nServer-Timing: queue;dur=%.3f, infer;dur=%.3f, total;dur=%.3f, batch;desc="%d"\r\n'
+)
+# What is told of the jobs of one batch that came in one moment: that moment, what the worker took
+# (another object for each batch), seconds from then to the answer, the header line.
+_TimingLine = tuple[float, BatchTiming, float, bytes]
+
+
+class Reporter:
+    """Counts the answers to inferences, and says how long they took or why there is none.
+
+    Args:
+        metrics: Where answers are counted.
+        clock: Seconds, on which jobs are timed.
+        why_not_ready: Returns why no inference can be answered now, "" if one can.
+        abandon: Called with a job whose client has gone.
+
+    Attributes:
+        timing_line: What was told last.
+    """
+
+    def __init__(
+        self,
+        metrics: FrontMetrics,
+        *,
+        clock: Callable[[], float],
+        why_not_ready: Callable[[], str],
+        abandon: Callable[[Job], None],
+    ) -> None:
+        self.abandon = abandon
+        self.count = metrics.request
+        self.clock = clock
+        self._why_not_ready = why_not_ready
+        self.timing_line: _TimingLine = math.nan, (0.0, 0), 0.0, b""
+
+    def make_timing_line(self, job: Job, timing: BatchTiming) -> _TimingLine:
+        """Return what is told of all jobs of a batch that came in one moment."""
+        queued_at = job.queued_at
+        seconds = self.clock() - queued_at
+        waited, (infer, size) = job.released_at - queued_at, timing
+        line = _TIMING % (waited * 1e3, infer * 1e3, seconds * 1e3, size)
+        made = self.timing_line = queued_at, timing, seconds, line
+        return made
+
+    def detail_of(self, failure: Failure) -> str:
+        """Return what a client is told of a failure, and why nobody was there, if that is so."""
+        why_not = self._why_not_ready() if failure is UNSERVED else ""
+        return f"{NO_ANSWER}; {why_not}" if why_not else failure.detail
 
 
 class InferenceJob(Job):
@@ -22,13 +71,13 @@ class InferenceJob(Job):
     Attributes:
         request: What it is the job of.
         terms: What its head says.
-        front: Who counts it.
+        reporter: Who counts its answer.
     """
 
-    __slots__ = ("front", "request", "terms")
+    __slots__ = ("reporter", "request", "terms")
 
     def __init__(
-        self, id: str, request: Request, front: "Front", terms: Terms, queued_at: float
+        self, id: str, request: Request, reporter: Reporter, terms: Terms, queued_at: float
     ) -> None:
         # What Job.__init__ does, too: a call less is a percent of all that a request takes here.
         self.payload = body = request.body
@@ -43,7 +92,7 @@ class InferenceJob(Job):
         self.batch_size = 0
         self.request = request
         self.terms = terms
-        self.front = front
+        self.reporter = reporter
 
     @property
     def request_id(self) -> bytes:
@@ -57,11 +106,11 @@ class InferenceJob(Job):
 
     def answered(self, status: int, body: bytes, timing: BatchTiming) -> None:
         """Pass the worker's answer on."""
-        front, terms = self.front, self.terms
-        queued_at, batch, seconds, line = front.timing_line
+        reporter, terms = self.reporter, self.terms
+        queued_at, batch, seconds, line = reporter.timing_line
         if queued_at != self.queued_at or batch is not timing:
-            _, _, seconds, line = front.make_timing_line(self, timing)
-        front.metrics.request(status, seconds)
+            _, _, seconds, line = reporter.make_timing_line(self, timing)
+        reporter.count(status, seconds)
         if status != 200:
             self._rejected(status, body)
             return
@@ -80,10 +129,11 @@ class InferenceJob(Job):
 
     def failed(self, failure: Failure) -> None:
         """Say that no worker answered."""
-        self.front.metrics.request(failure.status, self.front.clock() - self.queued_at)
+        reporter = self.reporter
+        reporter.count(failure.status, reporter.clock() - self.queued_at)
         if failure.status == 500:
             self._log(f"got no answer: {failure.detail}")
-        self._respond_problem(failure.status, self.front.detail_of(failure))
+        self._respond_problem(failure.status, reporter.detail_of(failure))
 
     def _respond_problem(self, status: int, detail: str) -> None:
         terms = self.terms
@@ -103,4 +153,4 @@ class InferenceJob(Job):
 
     def client_left(self) -> None:
         """Take note that nobody waits any more."""
-        self.front.dispatcher.abandon(self)
+        self.reporter.abandon(self)
