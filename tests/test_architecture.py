@@ -51,7 +51,6 @@ CORE = [
     "buckets",
     "room",
     "metrics",
-    "asking",
     "forwarding",
     "service",
     "batching.jobs",
@@ -81,7 +80,7 @@ BANNED = {
     "time",
 }
 # The registry hands out its shells, which it imports when it is asked for one.
-EXCEPTIONS = {"service": {"blueprint", "runtime", "startup", "worker_process"}}
+EXCEPTIONS = {"service": {"blueprint", "forks", "runtime", "worker_process"}}
 
 
 def modules() -> list[str]:

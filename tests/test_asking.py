@@ -6,13 +6,11 @@ import math
 import sys
 import threading
 import time
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from flask import Flask, abort
 from processes import TIMEOUT, serve
@@ -21,18 +19,15 @@ from pydantic import BaseModel, Field
 from waiting import turn_until
 
 from ventu_lite import InferenceFailed, Service
-from ventu_lite.asking import payload_of, response_of
+from ventu_lite.asking import Asking
 from ventu_lite.batching.asker import Asker
 from ventu_lite.batching.dispatcher import Dispatcher
 from ventu_lite.batching.jobs import Job
 from ventu_lite.batching.policy import FixedWait
 from ventu_lite.batching.queue import Queue
 from ventu_lite.batching.tally import FrontMetrics
-from ventu_lite.codecs import sniff
-from ventu_lite.config import CodecSetting
-from ventu_lite.errors import QueueFull
+from ventu_lite.errors import JobExpired, PayloadTooLarge, QueueFull
 from ventu_lite.outcomes import Rejected
-from ventu_lite.validation import Schema
 
 
 class Upper(BaseModel):
@@ -137,12 +132,12 @@ class TestInOneProcess:
         service, batches = upper_service("ask full", capacity=2)
         with pytest.raises(InferenceFailed) as caught:
             service.ask_all([{"theText": b"a"}] * 3)
-        assert caught.value.code == 429
+        assert caught.value.code == 413
         assert caught.value.description == "3 requests at once, at most 2 fit: ask in parts"
         assert "Retry-After" not in caught.value.get_response().headers
         assert service.ask({"theText": b"b"}).text == b"B"
         assert batches == [[b"b"]]
-        counted = {"service": "ask full", "reason": "full"}
+        counted = {"service": "ask full", "reason": "invalid"}
         assert REGISTRY.get_sample_value("ventu_rejected_total", counted) == 1
 
     def test_a_deadline(self) -> None:
@@ -219,6 +214,42 @@ class TestInOneProcess:
         assert (failed.code, failed.description) == (404, "no such text")
 
 
+@pytest.mark.parametrize(("timeout", "seconds"), [(None, 5.0), (2.0, 2.0), (9.0, 5.0)])
+def test_nobody_waits_longer_than_the_setting(timeout: float | None, seconds: float) -> None:
+    waited: list[float] = []
+
+    def answer(values: Sequence[Any], seconds: float) -> list[Any]:
+        waited.append(seconds)
+        return list(values)
+
+    assert Asking(answer, 5.0, count_nothing).ask_all([1, 2], timeout) == [1, 2]
+    assert waited == [seconds]
+
+
+def test_what_failed_before_a_deadline_is_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    late = JobExpired("too late")
+    late.__cause__ = ZeroDivisionError("by 0")
+    counted: list[str] = []
+    asking = Asking(lambda *_: [Rejected.of(late)], 5.0, counted.append)
+    (failed,) = asking.ask_all([1], None)
+    assert (failed.code, failed.__cause__) == (504, late)
+    assert caplog.messages == ["a request of service.ask failed: ZeroDivisionError: by 0"]
+    assert counted == ["expired"]
+
+
+def test_what_fails_for_all_says_when_to_try_again() -> None:
+    def answer(values: Sequence[Any], seconds: float) -> list[Any]:
+        raise QueueFull("no place", retry_after=3.0)
+
+    with pytest.raises(InferenceFailed, match="no place") as caught:
+        Asking(answer, 5.0, count_nothing).ask_all([1], None)
+    assert (caught.value.code, caught.value.retry_after) == (429, 3.0)
+
+
+def count_nothing(reason: str) -> None:
+    raise AssertionError(f"nothing is rejected here, yet {reason} is counted")
+
+
 def test_a_route_may_let_a_failure_pass() -> None:
     service, _ = upper_service("ask route")
     app = Flask(__name__)
@@ -232,64 +263,6 @@ def test_a_route_may_let_a_failure_pass() -> None:
     answer = client.get("/own/odd")
     assert (answer.status_code, answer.content_type) == (422, "application/problem+json")
     assert answer.get_json()["error_count"] == 1
-
-
-@pytest.mark.parametrize("setting", ["auto", "json", "msgpack"])
-@pytest.mark.parametrize("value", [5, "text", [1.5, None], {"a": [1]}, np.arange(3)])
-def test_a_payload_can_be_read_by_a_worker(setting: CodecSetting, value: Any) -> None:
-    """A worker goes by the first byte: 5 looks like a control character of JSON, 48 like "0"."""
-    schema = Schema(Any)
-    payload = payload_of(value, schema, setting)
-    codec = sniff(payload) if setting == "auto" else setting
-    read = schema.parse(payload, codec)
-    assert np.array_equal(read, value) if isinstance(value, np.ndarray) else read == value
-
-
-@pytest.mark.parametrize(
-    ("status", "said", "expected"),
-    [
-        pytest.param(200, b'"a"', "a", id="response"),
-        pytest.param(422, b'{"detail": "no", "errors": []}', (422, "no"), id="problem"),
-        pytest.param(504, "too late", (504, "too late"), id="no-worker"),
-    ],
-)
-def test_what_comes_of_an_answer(status: int, said: bytes | str, expected: Any) -> None:
-    answer = response_of(status, said, "json", Schema(str))
-    if isinstance(expected, str):
-        assert answer == expected
-        return
-    assert isinstance(answer, InferenceFailed)
-    assert (answer.code, answer.description) == expected
-
-
-@pytest.mark.parametrize(
-    ("status", "said", "expected", "why"),
-    [
-        pytest.param(
-            200, b"5", 500, "bytes of length 1, which does not fit the response schema str: Input"
-            " should be a valid string, found int; the response schema cannot read what it writes",
-            id="response-of-another-schema",
-        ),
-        pytest.param(
-            200, b"SECRET", 500, "what cannot be read: the body is not valid JSON: expected value",
-            id="response-in-no-codec",
-        ),
-        pytest.param(
-            503, b"SECRET", 503, "503 and 6 bytes that are no problem document",
-            id="words-of-its-own",
-        ),
-        pytest.param(500, b"", 500, "500 and 0 bytes", id="no-words"),
-    ],
-)  # fmt: skip
-def test_an_answer_that_cannot_be_read_is_rejected_without_being_shown(
-    status: int, said: bytes, expected: int, why: str
-) -> None:
-    rejected = response_of(status, said, "json", Schema(str))
-    assert isinstance(rejected, Rejected)
-    assert (rejected.status, rejected.is_fault) == (expected, True)
-    told = "".join(traceback.format_exception(rejected.exc))
-    assert f"a worker answered {'' if status != 200 else 'with '}{why}" in told
-    assert "SECRET" not in told
 
 
 APP = """
@@ -350,7 +323,7 @@ class TestUnderServe:
 
     def test_more_than_there_is_place_for(self, server: Any) -> None:
         answer = server.get("/own/a,b,c,d,e")
-        assert (answer.status, answer.headers.get("Retry-After")) == (429, None), answer.body
+        assert (answer.status, answer.headers.get("Retry-After")) == (413, None), answer.body
         assert "5 requests at once, at most 4 fit: ask in parts" in answer.body.decode()
         assert server.get("/own/a").status == 200
 
@@ -403,10 +376,9 @@ def test_the_front_takes_all_or_none() -> None:
 
 
 def test_the_front_says_when_no_try_will_ever_succeed() -> None:
-    refusal, counted = refused_by_front(QueueFull, asked=3)
+    refusal, counted = refused_by_front(PayloadTooLarge, asked=3)
     assert str(refusal) == "3 requests at once, at most 2 fit: ask in parts"
-    assert isinstance(refusal, QueueFull) and refusal.retry_after is None
-    assert counted == {"full": 1}
+    assert counted == {"invalid": 1}
 
 
 def test_what_goes_wrong_in_the_front_is_told_to_the_thread_that_waits() -> None:

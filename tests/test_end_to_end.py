@@ -36,6 +36,7 @@ def test_the_sample_under_flask_run() -> None:
     with flask_run(SAMPLE) as server:
         for media_type in (JSON, MSGPACK):
             assert_answers(over_http(server, media_type), media_type)
+        server.process.wait_for("ventu_lite.runtime: ready: set-up took ")
         assert_routes(server)
 
 

@@ -1,14 +1,21 @@
 """``service.ask`` where workers elsewhere run the stages: what goes wrong on this side of them."""
 
+import traceback
 from collections.abc import Sequence
 from itertools import count
 from typing import Any
 
+import numpy as np
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, computed_field
 
 from ventu_lite import InferenceFailed, Service
+from ventu_lite.asking import Asking
+from ventu_lite.codecs import sniff
 from ventu_lite.config import CodecSetting
+from ventu_lite.forwarding import Forwarder, payload_of, response_of
+from ventu_lite.outcomes import Rejected
+from ventu_lite.validation import Schema
 
 _numbers = count()
 
@@ -46,7 +53,7 @@ def forwarding(service: Service, *said: tuple[int, bytes | str]) -> list[str]:
         return list(said)
 
     rejected: list[str] = []
-    service.runtime.use_workers(ask, 5.0, count_rejected=rejected.append)
+    service.runtime.asking = Asking(Forwarder(ask, service.compose()), 5.0, rejected.append)
     return rejected
 
 
@@ -88,10 +95,9 @@ def test_a_response_schema_that_cannot_read_what_it_writes_is_named(
 ) -> None:
     """Such a service answers in one process, so the log must say why it does not here."""
     service = make_service(int, type(response), codec=codec)
-    runtime = service.runtime
-    runtime.pipeline.response.validate(response)
-    written = runtime.pipeline.finish(response, "json" if codec == "json" else "msgpack")
-    assert isinstance(written, bytes)
+    schema = service.compose().response
+    schema.validate(response)
+    written = schema.render(response, "json" if codec == "json" else "msgpack")
     rejected = forwarding(service, (200, written))
     with pytest.raises(InferenceFailed) as caught:
         service.ask(1)
@@ -130,3 +136,61 @@ def test_what_a_worker_has_told_is_neither_logged_nor_counted_again(
     assert (caught.value.code, caught.value.description, caught.value.job) == (500, "no", "7")
     assert not caplog.messages
     assert not rejected
+
+
+@pytest.mark.parametrize("setting", ["auto", "json", "msgpack"])
+@pytest.mark.parametrize("value", [5, 48, "text", [1.5, None], {"a": [1]}, np.arange(3)])
+def test_a_payload_can_be_read_by_a_worker(setting: CodecSetting, value: Any) -> None:
+    """A worker goes by the first byte: 5 looks like a control character of JSON, 48 like "0"."""
+    schema = Schema(Any)
+    payload = payload_of(value, schema, setting)
+    codec = sniff(payload) if setting == "auto" else setting
+    read = schema.parse(payload, codec)
+    assert np.array_equal(read, value) if isinstance(value, np.ndarray) else read == value
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "expected"),
+    [
+        pytest.param(200, b'"a"', "a", id="response"),
+        pytest.param(422, b'{"detail": "no", "errors": []}', (422, "no"), id="problem"),
+        pytest.param(504, "too late", (504, "too late"), id="no-worker"),
+    ],
+)
+def test_what_comes_of_an_answer(status: int, said: bytes | str, expected: Any) -> None:
+    answer = response_of(status, said, "json", Schema(str))
+    if isinstance(expected, str):
+        assert answer == expected
+        return
+    assert isinstance(answer, InferenceFailed)
+    assert (answer.code, answer.description) == expected
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "expected", "why"),
+    [
+        pytest.param(
+            200, b"5", 500, "bytes of length 1, which does not fit the response schema str: Input"
+            " should be a valid string, found int; the response schema cannot read what it writes",
+            id="response-of-another-schema",
+        ),
+        pytest.param(
+            200, b"SECRET", 500, "what cannot be read: the body is not valid JSON: expected value",
+            id="response-in-no-codec",
+        ),
+        pytest.param(
+            503, b"SECRET", 503, "503 and 6 bytes that are no problem document",
+            id="words-of-its-own",
+        ),
+        pytest.param(500, b"", 500, "500 and 0 bytes", id="no-words"),
+    ],
+)  # fmt: skip
+def test_an_answer_that_cannot_be_read_is_rejected_without_being_shown(
+    status: int, said: bytes, expected: int, why: str
+) -> None:
+    rejected = response_of(status, said, "json", Schema(str))
+    assert isinstance(rejected, Rejected)
+    assert (rejected.status, rejected.is_fault) == (expected, True)
+    told = "".join(traceback.format_exception(rejected.exc))
+    assert f"a worker answered {'' if status != 200 else 'with '}{why}" in told
+    assert "SECRET" not in told

@@ -8,20 +8,27 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from ventu_lite.logs import JSONFormatter, configure
+import pytest
+
+from ventu_lite.logs import JSONFormatter, configure, show_to_developer
 
 
 @contextlib.contextmanager
 def bare_logging() -> Iterator[io.StringIO]:
     """Catch standard error and take the handlers away, pytest's own included, until the end."""
     stream = io.StringIO()
-    root = logging.getLogger()
-    handlers, root.handlers[:] = root.handlers[:], []
+    loggers = logging.getLogger(), logging.getLogger("ventu_lite")
+    before = [(logger.handlers[:], logger.level) for logger in loggers]
     try:
+        for logger in loggers:
+            logger.handlers[:] = []
+            logger.setLevel(logging.WARNING if logger is loggers[0] else logging.NOTSET)
         with contextlib.redirect_stderr(stream):
             yield stream
     finally:
-        root.handlers[:] = handlers
+        for logger, (handlers, level) in zip(loggers, before, strict=True):
+            logger.handlers[:] = handlers
+            logger.setLevel(level)
 
 
 def lines(stream: io.StringIO) -> list[dict[str, Any]]:
@@ -119,3 +126,38 @@ def test_warnings_of_python_are_log_records_too() -> None:
         (line,) = lines(stderr)
         assert line["logger"] == "py.warnings"
         assert "DeprecationWarning: old" in line["message"]
+
+
+def shown(monkeypatch: pytest.MonkeyPatch, is_flask: str = "true") -> logging.Handler | None:
+    """Return the handler that shows our lines to a developer, if there is one."""
+    monkeypatch.setenv("FLASK_RUN_FROM_CLI", is_flask)
+    show_to_developer()
+    show_to_developer()
+    logging.getLogger("ventu_lite.runtime").info("ready")
+    logging.getLogger("someone").info("not ours")
+    ours = logging.getLogger("ventu_lite")
+    assert len(ours.handlers) <= 1
+    return ours.handlers[0] if ours.handlers else None
+
+
+def test_a_developer_sees_our_lines_without_setting_anything_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with bare_logging() as stderr:
+        assert shown(monkeypatch)
+        (line,) = stderr.getvalue().splitlines()
+        assert line.endswith(" ventu_lite.runtime: ready")
+
+
+@pytest.mark.parametrize("is_set_up_by", ["root", "level", "nobody"])
+def test_who_has_set_logging_up_or_runs_no_flask_command_keeps_it(
+    monkeypatch: pytest.MonkeyPatch, is_set_up_by: str
+) -> None:
+    with bare_logging() as stderr:
+        if is_set_up_by == "root":
+            logging.basicConfig(level="WARNING")
+        if is_set_up_by == "level":
+            logging.getLogger("ventu_lite").setLevel("ERROR")
+        is_flask = "false" if is_set_up_by == "nobody" else "true"
+        assert shown(monkeypatch, is_flask) is None
+        assert not stderr.getvalue()

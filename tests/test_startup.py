@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from ventu_lite import NotReady, VentuError
-from ventu_lite.startup import RETRY_AFTER, Making, Startup, making
+from ventu_lite.startup import RETRY_AFTER, Startup
 
 PATIENCE = 10.0
 
@@ -63,6 +63,20 @@ def test_it_happens_once_for_many_threads() -> None:
             one.result(PATIENCE)
     assert startup.why_not() == ""
     assert gate.calls == 1
+
+
+def test_what_it_made_goes_to_all_who_want_it() -> None:
+    made: list[object] = []
+
+    def load() -> object:
+        made.append(object())
+        return made[0]
+
+    startup = Startup(load)
+    first = startup.wait(PATIENCE)
+    assert first is startup.wait(0) is startup.run() is made[0]
+    assert len(made) == 1
+    assert Startup(lambda: 5).run() == 5
 
 
 def test_begin_returns_at_once() -> None:
@@ -249,42 +263,3 @@ def test_locks_are_reset_by_a_real_fork() -> None:
         os._exit(0 if startup.is_ready and startup._changed is not lock else 1)
     assert os.waitpid(pid, 0)[1] == 0
     assert startup._changed is lock
-
-
-# ------------------------------------------------------------------------------ made once
-
-
-def test_one_thread_at_a_time_makes_something() -> None:
-    lock = Making()
-    made: list[int] = []
-
-    def make() -> None:
-        with lock, lock:  # an app needs a runtime
-            if not made:
-                threading.Event().wait(0.01)
-                made.append(1)
-
-    with ThreadPoolExecutor(8) as pool:
-        for future in [pool.submit(make) for _ in range(8)]:
-            future.result(PATIENCE)
-    assert made == [1]
-
-
-def test_a_child_makes_what_a_thread_of_its_parent_was_making() -> None:
-    held, go = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        with making:
-            held.set()
-            assert go.wait(PATIENCE)
-
-    with ThreadPoolExecutor(1) as pool:
-        holding = pool.submit(hold)
-        assert held.wait(PATIENCE)
-        pid = os.fork()
-        if pid == 0:
-            with making:
-                os._exit(0)
-        assert os.waitpid(pid, 0)[1] == 0
-        go.set()
-        holding.result(PATIENCE)

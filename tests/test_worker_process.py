@@ -20,6 +20,7 @@ from pydantic import BaseModel, Field
 
 from ventu_lite import Service, VentuError
 from ventu_lite.addresses import Address, TCPAddress, UnixAddress
+from ventu_lite.batch_runner import BatchRunner
 from ventu_lite.protocol import Batch
 from ventu_lite.worker_process import answer, run_worker, run_worker_unless_imported
 
@@ -93,11 +94,16 @@ def ids(count: int) -> list[str]:
     return [f"{number:036}" for number in range(count)]
 
 
+def runner_of(service: Service) -> BatchRunner:
+    runner = service.runtime.act_as_worker()
+    service.runtime.startup.run()
+    return runner
+
+
 def answered(service: Service, payloads: list[bytes]) -> list[tuple[int, Any]]:
     """Return status and decoded body of each job of one batch."""
-    service.runtime.startup.run()
     batch = Batch(dict(zip(ids(len(payloads)), payloads, strict=True)))
-    results = answer(service.runtime, batch)
+    results = answer(runner_of(service), batch)
     assert list(results.payloads) == list(batch.payloads)
     return [(results.rejected.get(id, 200), decoded(body)) for id, body in results.payloads.items()]
 
@@ -198,16 +204,13 @@ def test_a_large_response_is_answered() -> None:
 
 def test_the_codec_of_the_service_is_that_of_its_errors() -> None:
     service = odd_service(codec="msgpack")
-    service.runtime.startup.run()
     (id,) = ids(1)
-    results = answer(service.runtime, Batch({id: b"{"}))
+    results = answer(runner_of(service), Batch({id: b"{"}))
     assert msgpack.unpackb(results.payloads[id])["status"] == 422  # "{" is the number 123
 
 
 def test_results_say_how_long_the_batch_took() -> None:
-    service = odd_service()
-    service.runtime.startup.run()
-    results = answer(service.runtime, Batch({ids(1)[0]: as_json("x")}))
+    results = answer(runner_of(odd_service()), Batch({ids(1)[0]: as_json("x")}))
     assert results.infer is not None and 0 < results.infer < 10
 
 

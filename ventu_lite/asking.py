@@ -1,37 +1,69 @@
-"""Inferences that a route of the user's own asks for: what goes in, what comes out."""
+"""``service.ask``: requests of the user's own routes, whoever answers them, and how they fail."""
 
 import contextlib
-from collections.abc import Iterator
-from typing import Any, Final
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
-from pydantic import ValidationError
-from pydantic_core import from_json
+from .errors import BatchFailed, PayloadError, Unavailable
+from .metrics import Reason
+from .outcomes import InferenceFailed, Rejected
+from .tracebacks import in_one_line, traceback_for
 
-from .codecs import encode_request, sniff, unpack
-from .config import Codec, CodecSetting
-from .errors import InvalidPayload, InvalidResponse, PayloadError, Unavailable, VentuError
-from .misfits import misfit
-from .outcomes import UNEXPECTED, InferenceFailed, Rejected
-from .problems import reason_of
-from .validation import Schema
+log = logging.getLogger(__name__)
 
-_CANNOT_READ: Final = (
-    "the response schema cannot read what it writes: give each field one alias for both ways,"
-    ' exclude none that is required, and have no computed_field beside extra="forbid"'
-)
-# What a problem document says already in other ways, and what it may have in addition.
-_COMMON: Final = frozenset({"type", "title", "status", "detail", "instance"})
+#: Answers values within so many seconds; returns for each the response, a ``Rejected`` of this
+#: process, or the ``InferenceFailed`` that a worker has told of.
+AnswerValues = Callable[[Sequence[Any], float], list[Any]]
 
 
-def failure_of(rejected: Rejected) -> InferenceFailed:
-    """Return the exception for an item that was rejected in this process."""
-    failure = InferenceFailed(rejected.status, rejected.detail, rejected.extra)
-    failure.__cause__ = rejected.exc
-    return failure
+class Asking:
+    """Has Python values answered as ``POST /inference`` answers payloads; any thread may call it.
+
+    Args:
+        answer: Answers them, in this process or elsewhere.
+        timeout: Seconds that a request may take at most.
+        count_rejected: Counts what is rejected in this process.
+    """
+
+    def __init__(
+        self, answer: AnswerValues, timeout: float, count_rejected: Callable[[Reason], None]
+    ) -> None:
+        self._answer = answer
+        self._timeout = timeout
+        self._count_rejected = count_rejected
+
+    def ask_all(self, values: Sequence[Any], timeout: float | None) -> list[Any]:
+        """Have values answered.
+
+        Args:
+            values: What clients would send.
+            timeout: Seconds that they may take together, if fewer than the setting.
+
+        Returns:
+            For each value the response, or an ``InferenceFailed``.
+
+        Raises:
+            InferenceFailed: There is no place for all of them, or no model is ready.
+            VentuError: The model asks itself, or the set-up does.
+        """
+        seconds = self._timeout if timeout is None else min(timeout, self._timeout)
+        with _failed_together():
+            answers = self._answer(values, seconds)
+        return [self._failure(one) if isinstance(one, Rejected) else one for one in answers]
+
+    def _failure(self, rejected: Rejected) -> InferenceFailed:
+        """Count and log a rejected item; a route may let the exception pass, unseen by Flask."""
+        self._count_rejected(rejected.reason)
+        if fault := rejected.fault:
+            _log_fault(fault)
+        failure = InferenceFailed(rejected.status, rejected.detail, rejected.extra)
+        failure.__cause__ = rejected.exc
+        return failure
 
 
 @contextlib.contextmanager
-def failed_together() -> Iterator[None]:
+def _failed_together() -> Iterator[None]:
     """Turn what no request of a call could be answered for into an ``InferenceFailed``."""
     try:
         yield
@@ -42,62 +74,8 @@ def failed_together() -> Iterator[None]:
         raise failure from exc
 
 
-def payload_of(value: Any, schema: Schema, setting: CodecSetting) -> bytes:
-    """Return the bytes in which a client would send a value, in the richest codec that may be used.
-
-    Raises:
-        Exception: The value does not fit the schema, or no codec can say it.
-    """
-    schema.parse_value(value)
-    if setting != "json":
-        payload = encode_request(value, "msgpack")
-        if setting == "msgpack" or sniff(payload) == "msgpack":  # the worker goes by the first byte
-            return payload
-    return encode_request(value, "json")
-
-
-def response_of(status: int, said: bytes | str, codec: Codec, schema: Schema) -> Any:
-    """Return the response in the answer of a worker.
-
-    Args:
-        status: The HTTP status.
-        said: The body of the answer, or the reason why there is none.
-        codec: Of the body.
-        schema: That of responses.
-
-    Returns:
-        The response, the ``InferenceFailed`` that was told, or a ``Rejected`` where nothing is told
-        that can be read here.
-    """
-    if isinstance(said, str):
-        return InferenceFailed(status, said)
-    try:
-        return _response(said, codec, schema) if status == 200 else _told(status, said, codec)
-    except Exception as exc:
-        code = 500 if status == 200 else status
-        return Rejected(code, UNEXPECTED, reason_of(code), exc)
-
-
-def _response(body: bytes, codec: Codec, schema: Schema) -> Any:
-    try:
-        return schema.parse(body, codec)
-    except InvalidPayload as exc:
-        assert isinstance(exc.__cause__, ValidationError)
-        found = f"{misfit(body, exc.__cause__, schema.adapter)}; {_CANNOT_READ}"
-    except PayloadError as exc:
-        found = f"what cannot be read: {exc}"
-    raise InvalidResponse(f"a worker answered with {found}")  # their causes would show the value
-
-
-def _told(status: int, body: bytes, codec: Codec) -> InferenceFailed:
-    try:
-        document = dict(unpack(body) if codec == "msgpack" else from_json(body))
-        detail = str(document["detail"])
-    except Exception:  # a worker of another kind says it in its own words
-        size = len(body)
-        reason = f"a worker answered {status} and {size} bytes that are no problem document"
-        raise VentuError(reason) from None
-    extra = {name: value for name, value in document.items() if name not in _COMMON}
-    failure = InferenceFailed(status, detail, extra)
-    failure.job = str(document.get("instance", "")).rpartition("#")[2]
-    return failure
+def _log_fault(fault: BaseException) -> None:
+    is_told = isinstance(fault, BatchFailed) and not fault.is_news()  # of another item
+    said = str(fault) if is_told else in_one_line(fault)
+    shown = None if is_told else traceback_for(fault, log)
+    log.error("a request of service.ask failed: %s", said, exc_info=shown)

@@ -20,7 +20,7 @@ from .schema_examples import unread_extra_in
 from .tracebacks import in_one_line
 
 if TYPE_CHECKING:
-    from .runtime import Runtime
+    from .batch_runner import BatchRunner
     from .service import Service
 
 # Neither codec can read these, and nobody else may notice.
@@ -39,16 +39,16 @@ def check(service: "Service", *, clock: Callable[[], float] = time.perf_counter)
     runtime = service.runtime
     old_name = unread_extra_in(composition.request, composition.response)
     too_large = _TooLarge()
-    runtime.act_as_worker(too_large)
+    runner = runtime.act_as_worker(too_large)
     runtime.startup.run()
     if not composition.probes:
         raise ConfigError(_without_example(service.name, old_name))
-    examiner = _Examiner(runtime, composition.probes)
+    examiner = _Examiner(runner, composition.probes)
     sizes = _sizes(composition.max_batch_size)
     complaints = examiner.complaints(sorted({1, 2, composition.max_batch_size}))
     timings = [examiner.time(size, clock) for size in sizes]
     complaints += too_large.complaints()
-    is_batch = runtime.pipeline.mode == "batch"
+    is_batch = runner.mode == "batch"
     remarks = remarks_on(
         composition.probes, timings, is_batch=is_batch, timeout=service.config.timeout
     )
@@ -91,8 +91,8 @@ class _TooLarge:
 class _Examiner:
     """Runs batches made of examples and compares."""
 
-    def __init__(self, runtime: "Runtime", probes: Sequence[Probe]) -> None:
-        self._runtime = runtime
+    def __init__(self, runner: "BatchRunner", probes: Sequence[Probe]) -> None:
+        self._runner = runner
         # One batch has one codec here; examples that only msgpack can say are tried by themselves.
         codec = probes[0].codec
         self._probes = [probe for probe in probes if probe.codec == codec]
@@ -152,7 +152,7 @@ class _Examiner:
         return f"answered {found.describe('alone')}" if found else ""
 
     def _run(self, payloads: Sequence[bytes]) -> list[Outcome]:
-        return self._runtime.run(payloads).outcomes
+        return self._runner.run(payloads).outcomes
 
     @staticmethod
     def _cycled(parts: Sequence[Any], size: int) -> list[Any]:

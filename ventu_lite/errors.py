@@ -74,7 +74,10 @@ class NotAcceptable(PayloadError):
 
 
 class PayloadTooLarge(PayloadError):
-    """The body is too large, or holds more than its size promises: as JSON it would be."""
+    """The body is too large, or holds more than its size promises: as JSON it would be.
+
+    So is a call of ``ask_all`` with more requests than may ever wait together.
+    """
 
     status = 413
 

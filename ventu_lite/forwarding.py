@@ -1,42 +1,130 @@
 """Requests of ``service.ask`` in a process that runs no stage: workers elsewhere answer them."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
-from .asking import payload_of, response_of
-from .codecs import sniff
+from pydantic import ValidationError
+from pydantic_core import from_json
+
+from .codecs import encode_request, sniff, unpack
 from .composition import Composition
-from .outcomes import Rejected
+from .config import Codec, CodecSetting
+from .errors import InvalidPayload, InvalidResponse, PayloadError, VentuError
+from .misfits import misfit
+from .outcomes import UNEXPECTED, InferenceFailed, Rejected
+from .problems import reason_of
+from .validation import Schema
 
 #: Has payloads inferred within so many seconds; returns for each the status and what was said.
 AskWorkers = Callable[[Sequence[bytes], float], list[tuple[int, bytes | str]]]
 
+_CANNOT_READ: Final = (
+    "the response schema cannot read what it writes: give each field one alias for both ways,"
+    ' exclude none that is required, and have no computed_field beside extra="forbid"'
+)
+# What a problem document says already in other ways, and what it may have in addition.
+_COMMON: Final = frozenset({"type", "title", "status", "detail", "instance"})
 
-def forward(
-    values: Sequence[Any], seconds: float, *, ask: AskWorkers, composition: Composition
-) -> list[Any]:
-    """Have Python values answered by workers.
+
+class Forwarder:
+    """Has Python values answered by workers; any thread may call it.
 
     Args:
-        values: What clients would send.
-        seconds: How long that may take.
         ask: Asks the workers.
         composition: The service.
+    """
+
+    def __init__(self, ask: AskWorkers, composition: Composition) -> None:
+        self._ask = ask
+        self._request = composition.request
+        self._response = composition.response
+        self._setting = composition.config.codec
+
+    def __call__(self, values: Sequence[Any], seconds: float) -> list[Any]:
+        """Have values answered.
+
+        Args:
+            values: What clients would send.
+            seconds: How long that may take.
+
+        Returns:
+            For each value the response, the ``InferenceFailed`` that a worker told of, or the
+            ``Rejected`` of what went wrong in this process: nobody else logs or counts that.
+        """
+        answers = [self._written(value) for value in values]
+        payloads = {n: one for n, one in enumerate(answers) if isinstance(one, bytes)}
+        said = self._ask(list(payloads.values()), seconds) if payloads else []
+        for (n, payload), (status, body) in zip(payloads.items(), said, strict=True):
+            answers[n] = response_of(status, body, self._codec_of(payload), self._response)
+        return answers
+
+    def _written(self, value: Any) -> Any:
+        """Return the payload of a value, or the ``Rejected`` in its place."""
+        try:
+            return payload_of(value, self._request, self._setting)
+        except Exception as exc:
+            return Rejected.of(exc)
+
+    def _codec_of(self, payload: bytes) -> Codec:
+        return sniff(payload) if self._setting == "auto" else self._setting
+
+
+def payload_of(value: Any, schema: Schema, setting: CodecSetting) -> bytes:
+    """Return the bytes in which a client would send a value, in the richest codec that may be used.
+
+    Raises:
+        Exception: The value does not fit the schema, or no codec can say it.
+    """
+    schema.parse_value(value)
+    if setting != "json":
+        payload = encode_request(value, "msgpack")
+        if setting == "msgpack" or sniff(payload) == "msgpack":  # the worker goes by the first byte
+            return payload
+    return encode_request(value, "json")
+
+
+def response_of(status: int, said: bytes | str, codec: Codec, schema: Schema) -> Any:
+    """Return the response in the answer of a worker.
+
+    Args:
+        status: The HTTP status.
+        said: The body of the answer, or the reason why there is none.
+        codec: Of the body.
+        schema: That of responses.
 
     Returns:
-        For each value the response, the ``InferenceFailed`` that a worker told of, or the
-        ``Rejected`` of what went wrong in this process: nobody else logs or counts that.
+        The response, the ``InferenceFailed`` that was told, or a ``Rejected`` where nothing is told
+        that can be read here.
     """
-    setting = composition.config.codec
-    answers: list[Any] = [None] * len(values)
-    payloads: dict[int, bytes] = {}
-    for place, value in enumerate(values):
-        try:
-            payloads[place] = payload_of(value, composition.request, setting)
-        except Exception as exc:
-            answers[place] = Rejected.of(exc)
-    said = ask(list(payloads.values()), seconds) if payloads else []
-    for (place, payload), (status, body) in zip(payloads.items(), said, strict=True):
-        codec = sniff(payload) if setting == "auto" else setting
-        answers[place] = response_of(status, body, codec, composition.response)
-    return answers
+    if isinstance(said, str):
+        return InferenceFailed(status, said)
+    try:
+        return _response(said, codec, schema) if status == 200 else _told(status, said, codec)
+    except Exception as exc:
+        code = 500 if status == 200 else status
+        return Rejected(code, UNEXPECTED, reason_of(code), exc)
+
+
+def _response(body: bytes, codec: Codec, schema: Schema) -> Any:
+    try:
+        return schema.parse(body, codec)
+    except InvalidPayload as exc:
+        assert isinstance(exc.__cause__, ValidationError)
+        found = f"{misfit(body, exc.__cause__, schema.adapter)}; {_CANNOT_READ}"
+    except PayloadError as exc:
+        found = f"what cannot be read: {exc}"
+    raise InvalidResponse(f"a worker answered with {found}")  # their causes would show the value
+
+
+def _told(status: int, body: bytes, codec: Codec) -> InferenceFailed:
+    try:
+        document = dict(unpack(body) if codec == "msgpack" else from_json(body))
+        detail = str(document["detail"])
+    except Exception:  # a worker of another kind says it in its own words
+        size = len(body)
+        reason = f"a worker answered {status} and {size} bytes that are no problem document"
+        raise VentuError(reason) from None
+    extra = {name: value for name, value in document.items() if name not in _COMMON}
+    failure = InferenceFailed(status, detail, extra)
+    failure.job = str(document.get("instance", "")).rpartition("#")[2]
+    return failure

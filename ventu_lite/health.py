@@ -4,13 +4,14 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from .examples import Probe
+from .forks import reset_after_fork
 from .outcomes import Rejected
 from .pipeline import Mode, Pipeline
 from .retries import Reminders
-from .startup import RUNNING, Startup, reset_after_fork
+from .startup import RUNNING, Startup
 from .turns import Turns
 
 log = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ class HealthCheck:
         self,
         probes: Sequence[Probe],
         timeout: float,
-        startup: Startup,
+        startup: Startup[Any],
         turns: Turns,
         clock: Callable[[], float],
     ) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 import sys
 import time
@@ -62,8 +63,24 @@ def configure(level: LogLevel, format: LogFormat) -> None:
 
     Whoever has set logging up before, such as a user's file, keeps his handlers.
     """
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JSONFormatter() if format == "json" else TextFormatter(TEXT))
-    logging.basicConfig(level=level.upper(), handlers=[handler])
+    logging.basicConfig(level=level.upper(), handlers=[_to_stderr(format)])
     logging.getLogger(__package__).setLevel(level.upper())
     logging.captureWarnings(True)
+
+
+def show_to_developer() -> None:
+    """Show our own lines where the ``flask`` command runs and nobody has set logging up.
+
+    Werkzeug does so with its own. Else a model that loads for a minute gives no sign of life.
+    """
+    ours = logging.getLogger(__package__)
+    is_flask = os.environ.get("FLASK_RUN_FROM_CLI") == "true"
+    if is_flask and not ours.hasHandlers() and ours.level == logging.NOTSET:
+        ours.addHandler(_to_stderr("text"))
+        ours.setLevel(logging.INFO)
+
+
+def _to_stderr(format: LogFormat) -> logging.Handler:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JSONFormatter() if format == "json" else TextFormatter(TEXT))
+    return handler

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from flask import Flask
 
 from .addresses import MAX_PATH, Address, UnixAddress
+from .asking import Asking
 from .batching.asker import Asker
 from .batching.hooks import prefixes_of, skipped_by_serve
 from .batching.http import run
@@ -28,6 +29,7 @@ from .config import Config
 from .errors import RegistrationError
 from .failures import FAILURES_VARIABLE, take_note
 from .families import forget_process
+from .forwarding import Forwarder
 from .messages import MAX_JOBS
 from .mounting import Mounted, services_of
 from .parent import PARENT_VARIABLE
@@ -121,9 +123,7 @@ class _FrontProcess:
         self._supervisor = supervisor = self._make_supervisor()
         routes = WSGIRoutes(self._plan.app.wsgi_app, self._config.host, unreadable)
         self._batching = batching = self._make_batching(routes)
-        self._plan.service.runtime.use_workers(
-            Asker(batching.dispatcher), self._config.timeout, count_rejected=self._count_rejected
-        )
+        self._plan.service.runtime.asking = self._make_asking()
         with StopSignals() as signals:
             signals.on_second(batching.abort)
             signals.on_second(supervisor.kill_all)
@@ -149,6 +149,12 @@ class _FrontProcess:
         )
         for links in batching.links[1:]:
             log.info("taking other workers at %s", links.address)
+
+    def _make_asking(self) -> Asking:
+        """Return what answers ``service.ask`` in routes of the user's own: the workers do."""
+        ask = Asker(self._batching.dispatcher)
+        forwarder = Forwarder(ask, self._plan.service.compose())
+        return Asking(forwarder, self._config.timeout, self._count_rejected)
 
     def _count_rejected(self, reason: str) -> None:
         """Count, from a thread of a route, what the batching service does not get to see."""

@@ -245,8 +245,8 @@ class Service:
     def runtime(self) -> "Runtime":
         """What runs the stages in this process; the same object each time."""
         if self._runtime is None:
+            from .forks import making
             from .runtime import Runtime
-            from .startup import making
 
             with making:  # two threads may ask for the first time together
                 self._runtime = self._runtime or Runtime(self)
@@ -314,10 +314,7 @@ class Service:
         Raises:
             InferenceFailed: There is no place for all of them, or no model is ready.
         """
-        from .asking import failed_together
-
-        with failed_together():
-            return self.runtime.ask_all(list(data), timeout)
+        return self.runtime.asking.ask_all(list(data), timeout)
 
     def health_check(self, batch: bool = False) -> "Health":
         """Run the examples and say how it went.
@@ -336,7 +333,7 @@ class Service:
         """
         if self._blueprint is None:
             from .blueprint import create_blueprint
-            from .startup import making
+            from .forks import making
 
             with making:
                 self._blueprint = self._blueprint or create_blueprint(self)
@@ -347,7 +344,7 @@ class Service:
         """A Flask app with all routes; the same one each time."""
         if self._app is None:
             from .blueprint import create_app
-            from .startup import making
+            from .forks import making
 
             with making:
                 self._app = self._app or create_app(self)

@@ -1,19 +1,20 @@
 """Do something slow once per process: in the background, for many waiting threads, after a fork."""
 
 import logging
-import os
 import threading
 import time
-import weakref
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Final, Protocol
+from typing import Final, Generic, TypeVar
 
 from .errors import NotReady, VentuError
 from .failures import Failures
+from .forks import reset_after_fork
 from .tracebacks import in_one_line, traceback_for
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # Long enough not to load a model from a slow disk in a loop, short enough to heal by itself.
 RETRY_AFTER: Final = 10.0
@@ -22,27 +23,28 @@ RUNNING: Final = "set-up and warm-up are still running"
 _FAILED: Final = "set-up or warm-up failed; the log says why"
 
 
-class Startup:
+class Startup(Generic[T]):
     """Something slow that must have succeeded once in this process before anything else.
 
     Safe for threads and for ``os.fork``: a child of a process that was in the middle of it
     starts anew, a child of a process that was done is done.
 
     Args:
-        load: The slow thing; it raises if it fails.
+        load: The slow thing; it returns what it has made, and raises if it fails.
         clock: Monotonic seconds.
         retry_after: Seconds from a failure to the next try.
     """
 
     def __init__(
         self,
-        load: Callable[[], None],
+        load: Callable[[], T],
         *,
         clock: Callable[[], float] = time.monotonic,
         retry_after: float = RETRY_AFTER,
     ) -> None:
         self.is_ready = False
         self._load = load
+        self._loaded: T  # once it is ready
         self._clock = clock
         self._retry_after = retry_after
         self._failed_at: float | None = None
@@ -76,8 +78,8 @@ class Startup:
             self._end(failed=True)
             log.exception("set-up cannot start; it is tried again after %.0f s", self._retry_after)
 
-    def run(self) -> None:
-        """Do it in this thread, or wait for the thread that does it already.
+    def run(self) -> T:
+        """Do it in this thread, or wait for the thread that does it already; return what it made.
 
         Raises:
             Exception: What it failed with.
@@ -90,19 +92,19 @@ class Startup:
             while self._is_running:
                 self._changed.wait()
             if self.is_ready:
-                return
+                return self._loaded
             self._is_running = True
-        self._finish(self._load)
+        return self._finish(self._load)
 
-    def wait(self, timeout: float) -> None:
-        """Start it if need be, and wait until it is done.
+    def wait(self, timeout: float) -> T:
+        """Start it if need be, wait until it is done, and return what it made.
 
         Raises:
             NotReady: It failed, is forbidden, or is not done after ``timeout`` seconds.
             VentuError: This thread is in the middle of it.
         """
         if self.is_ready:
-            return
+            return self._loaded
         self._refuse_runner()
         self.begin()
         with self._changed:
@@ -111,6 +113,7 @@ class Startup:
             )
             if why := self.why_not():
                 raise NotReady(why, retry_after=self.retry_after())
+        return self._loaded
 
     def _refuse_runner(self) -> None:
         """Refuse the thread that would wait for itself."""
@@ -140,9 +143,9 @@ class Startup:
         with suppress(BaseException):  # it is in the log
             self._finish(self._load_and_log)
 
-    def _load_and_log(self) -> None:
+    def _load_and_log(self) -> T:
         try:
-            self._load()
+            return self._load()
         except BaseException as exc:  # logged before those who wait hear that the log says why
             self._log(exc)
             raise
@@ -156,12 +159,13 @@ class Startup:
             shown = traceback_for(exc, log)
         log.error("set-up failed%s: %s; %s", again, said, when, exc_info=shown)
 
-    def _finish(self, load: Callable[[], None]) -> None:
+    def _finish(self, load: Callable[[], T]) -> T:
         failed = True
         self._runner = threading.get_ident()
         try:
-            load()
+            self._loaded = load()
             failed = False
+            return self._loaded
         finally:
             self._end(failed=failed)
 
@@ -172,50 +176,3 @@ class Startup:
             self._is_running = False
             self._runner = None
             self._changed.notify_all()
-
-
-class Making:
-    """A lock for what must be made only once in a process, whichever thread asks for it first.
-
-    ``with making: ...`` may be entered again by the thread that holds it.
-    """
-
-    def __init__(self) -> None:
-        self.reset_locks()
-        reset_after_fork(self)
-
-    def reset_locks(self) -> None:
-        """Forget, in a child process, the lock that a thread of its parent may hold."""
-        self._lock = threading.RLock()
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *exc: object) -> None:
-        self._lock.release()
-
-
-class HasLocks(Protocol):
-    """What holds locks or threads that a forked child must not inherit."""
-
-    def reset_locks(self) -> None:
-        """Make the locks anew."""
-
-
-_with_locks: "weakref.WeakSet[HasLocks]" = weakref.WeakSet()
-
-
-def reset_after_fork(holder: HasLocks) -> None:
-    """Call ``holder.reset_locks()`` in every child process, as long as it lives."""
-    _with_locks.add(holder)
-
-
-def _after_fork() -> None:
-    for holder in list(_with_locks):
-        holder.reset_locks()
-
-
-os.register_at_fork(after_in_child=_after_fork)
-
-#: For the runtimes, apps and blueprints of all services, and for the series that they share.
-making: Final = Making()

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 from .errors import VentuError
+from .forks import reset_after_fork
 from .pipeline import Mode
-from .startup import reset_after_fork
 
 
 class Turns:

@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from .addresses import Address, UnixAddress
+from .batch_runner import BatchRunner
 from .codecs import sniff
 from .config import Codec, Config
 from .health import Readiness
@@ -16,7 +17,6 @@ from .parent import end_with_parent, has_parent, is_orphan
 from .pipeline import Outcome
 from .problems import encode_problem, problem
 from .protocol import Batch, Results
-from .runtime import Runtime
 from .signals import ended_by_signals
 from .tracebacks import in_one_line, traceback_for
 from .worker import Worker, connect_tcp, connect_unix, stop_on_signals
@@ -47,7 +47,7 @@ def run_worker(
     config = config or service.config
     readiness = readiness or Readiness(str(address))
     runtime = service.runtime
-    runtime.act_as_worker()
+    runner = runtime.act_as_worker()
     _warn_of_retries(service)
     _warn_of_key(service)
     connect = connector(address)
@@ -64,7 +64,7 @@ def run_worker(
         readiness.is_connected = is_connected
 
     worker = Worker(
-        partial(answer, runtime),
+        partial(answer, runner),
         connect_unless_orphan,
         address=str(address),
         hint="" if has_parent() else _how_to_meet(address),
@@ -101,29 +101,29 @@ def _how_to_meet(address: Address) -> str:
     return f" (is `python -m ventu_lite batching {address.option}` running?)"
 
 
-def answer(runtime: Runtime, batch: Batch) -> Results:
+def answer(runner: BatchRunner, batch: Batch) -> Results:
     """Return the results of a batch; a job that fails gets a problem document in its own codec."""
     try:
-        return _answer(runtime, batch)
+        return _answer(runner, batch)
     except BaseException as exc:  # a batch that ends its worker would end the next one, too
-        return _results(runtime, batch, [Rejected.of(exc)] * len(batch.payloads), infer=0.0)
+        return _results(runner.codec, batch, [Rejected.of(exc)] * len(batch.payloads), infer=0.0)
 
 
-def _answer(runtime: Runtime, batch: Batch) -> Results:
-    run = runtime.run(list(batch.payloads.values()))
+def _answer(runner: BatchRunner, batch: Batch) -> Results:
+    run = runner.run(list(batch.payloads.values()))
     seconds = run.preprocess + run.infer + run.postprocess
-    return _results(runtime, batch, run.outcomes, infer=seconds)
+    return _results(runner.codec, batch, run.outcomes, infer=seconds)
 
 
 def _results(
-    runtime: Runtime, batch: Batch, outcomes: Sequence[Outcome], *, infer: float
+    codec: Codec | None, batch: Batch, outcomes: Sequence[Outcome], *, infer: float
 ) -> Results:
     payloads: dict[str, bytes] = {}
     rejected: dict[str, Rejected] = {}
     for job, outcome in zip(batch.payloads, outcomes, strict=True):
         if isinstance(outcome, Rejected):
             rejected[job] = outcome
-            payloads[job] = _error_body(runtime, job, batch.payloads[job], outcome)
+            payloads[job] = _error_body(job, outcome, codec or sniff(batch.payloads[job]))
         else:
             payloads[job] = outcome
     log.debug("%d job(s) in %.4f s, %d rejected", len(payloads), infer, len(rejected))
@@ -133,9 +133,7 @@ def _results(
     return Results(payloads, {job: one.status for job, one in rejected.items()}, infer=infer)
 
 
-def _error_body(runtime: Runtime, job: str, payload: bytes, rejected: Rejected) -> bytes:
-    setting = runtime.service.config.codec
-    codec: Codec = sniff(payload) if setting == "auto" else setting
+def _error_body(job: str, rejected: Rejected, codec: Codec) -> bytes:
     document = problem(rejected.status, rejected.detail, f"#{job}", **(rejected.extra or {}))
     return encode_problem(document, codec)
 

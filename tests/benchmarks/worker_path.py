@@ -13,8 +13,8 @@ from collections.abc import Callable
 import msgpack
 from measuring import in_turns, medians, small_service, verdict
 
+from ventu_lite.batch_runner import BatchRunner
 from ventu_lite.protocol import Batch, BatchingConnection, WorkerConnection
-from ventu_lite.runtime import Runtime
 from ventu_lite.worker_process import answer
 
 GOAL = 6.0
@@ -23,15 +23,15 @@ MAX_MESSAGE = 1 << 28
 REQUEST = {"text": "my cat is very cute"}
 
 
-def path_of(runtime: Runtime, payload: bytes) -> Callable[[], object]:
+def path_of(runner: BatchRunner, payload: bytes) -> Callable[[], object]:
     """Return a function that answers one batch."""
     batch = Batch({str(uuid.uuid4()): payload for _ in range(SIZE)})
-    results = answer(runtime, batch)
+    results = answer(runner, batch)
     assert not results.rejected and len(results.payloads) == SIZE
-    return lambda: answer(runtime, batch)
+    return lambda: answer(runner, batch)
 
 
-def wire_of(runtime: Runtime, payload: bytes) -> Callable[[], object]:
+def wire_of(runner: BatchRunner, payload: bytes) -> Callable[[], object]:
     """Return a function that answers one batch from message to message."""
     batch = Batch({str(uuid.uuid4()): payload for _ in range(SIZE)})
     worker = WorkerConnection(max_message=MAX_MESSAGE)
@@ -42,7 +42,7 @@ def wire_of(runtime: Runtime, payload: bytes) -> Callable[[], object]:
     def call() -> bytes:
         (event,) = worker.receive_data(message)
         assert isinstance(event, Batch)
-        return worker.send_results(answer(runtime, event))
+        return worker.send_results(answer(runner, event))
 
     return call
 
@@ -50,11 +50,11 @@ def wire_of(runtime: Runtime, payload: bytes) -> Callable[[], object]:
 def main() -> None:
     """Measure and print."""
     runtime = small_service("worker", batch=True).runtime
-    runtime.act_as_worker()
+    runner = runtime.act_as_worker()
     runtime.startup.run()
     payloads = {"JSON": json.dumps(REQUEST).encode(), "msgpack": msgpack.packb(REQUEST)}
-    calls = {f"{name}, the stages": path_of(runtime, body) for name, body in payloads.items()}
-    calls |= {f"{name}, with the wire": wire_of(runtime, body) for name, body in payloads.items()}
+    calls = {f"{name}, the stages": path_of(runner, body) for name, body in payloads.items()}
+    calls |= {f"{name}, with the wire": wire_of(runner, body) for name, body in payloads.items()}
     rounds = in_turns(list(calls.values()), times=200, rounds=25)
     items = dict(zip(calls, (s / SIZE * 1e6 for s in medians(rounds)), strict=True))
     for name, microseconds in items.items():

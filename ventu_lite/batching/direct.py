@@ -7,8 +7,8 @@ from itertools import chain, repeat
 from typing import Any
 
 from ..errors import QueueFull
+from ..forks import reset_after_fork
 from ..metrics import ServiceMetrics
-from ..startup import reset_after_fork
 from ..turns import Turns
 from .local_jobs import Infer, Inferred, expired
 from .workers import DrainRate

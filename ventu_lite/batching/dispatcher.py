@@ -114,8 +114,8 @@ class Dispatcher:
         """Let jobs wait for their turn, all of them or none; the refusal is counted.
 
         Raises:
-            Unavailable, PayloadError: As ``add``, for the first that is not taken; or there can
-                never be room for so many.
+            Unavailable, PayloadError: As ``add``, for the first that is not taken; or there is
+                never room for so many.
         """
         try:
             self.queue.check_fits(len(jobs))

@@ -15,9 +15,9 @@ from functools import partial
 from itertools import count
 from typing import Any, Final
 
+from ..forks import reset_after_fork
 from ..metrics import ServiceMetrics
 from ..outcomes import Rejected
-from ..startup import reset_after_fork
 from ..turns import Turns
 from .inference_thread import InferenceThread
 from .jobs import Failure

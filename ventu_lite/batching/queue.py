@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 from typing import Any, Generic
 
-from ..errors import QueueFull, Unavailable
+from ..errors import PayloadTooLarge, QueueFull, Unavailable
 from ..messages import JOB_OVERHEAD, MESSAGE_OVERHEAD
 from .jobs import (
     EXPIRED,
@@ -128,10 +128,12 @@ class Queue(Generic[W]):
         """Refuse more jobs of one call than may ever wait together: to try again is of no use.
 
         Raises:
-            QueueFull: They are more than ``capacity``.
+            PayloadTooLarge: They are more than ``capacity``.
         """
         if count > self._capacity:
-            raise QueueFull(f"{count} requests at once, at most {self._capacity} fit: ask in parts")
+            raise PayloadTooLarge(
+                f"{count} requests at once, at most {self._capacity} fit: ask in parts"
+            )
 
     def abandon(self, job: Job) -> bool:
         """Forget a job whose client has gone; return False if nobody waited for it any more.

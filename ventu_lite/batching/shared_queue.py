@@ -88,7 +88,8 @@ class SharedQueue:
         """Let jobs wait, all of them or none.
 
         Raises:
-            QueueFull: There is no place for all of them, now or ever.
+            QueueFull: There is no place for all of them now.
+            PayloadTooLarge: There never is.
             Unavailable: The process is about to end, or has too many threads.
         """
         with self._changed:
