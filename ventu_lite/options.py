@@ -39,6 +39,55 @@ _ELSEWHERE: Final = {
 }
 
 
+_BATCHING_OPTIONS: Final = (
+    click.option("--host", help="Where clients connect.  [default: localhost]"),
+    click.option("--port", type=int, help="0 lets the system choose.  [default: 8000]"),
+    click.option(
+        "--max-batch-size",
+        type=int,
+        metavar="N",
+        help="Jobs in a batch.  [default: what the app says, else 32]",
+    ),
+    click.option(
+        "--max-wait",
+        type=float,
+        metavar="SECONDS",
+        help="Longest that an idle worker waits for more jobs.  [default: 0.01]",
+    ),
+    click.option(
+        "--max-wait-policy",
+        type=click.Choice(["adaptive", "fixed"]),
+        help="Wait while it is worth it, or always.  [default: adaptive]",
+    ),
+    click.option(
+        "--capacity",
+        type=int,
+        metavar="N",
+        help="Jobs that wait; beyond it 429.  [default: 1024]",
+    ),
+    click.option(
+        "--timeout", type=float, metavar="SECONDS", help="From request to 504.  [default: 5]"
+    ),
+    click.option(
+        "--batch-timeout",
+        type=float,
+        metavar="SECONDS",
+        help="A worker that holds a batch longer is cut off.  [default: as --timeout]",
+    ),
+    click.option(
+        "--max-body", metavar="SIZE", help="Largest body of one request.  [default: 10MiB]"
+    ),
+    click.option(
+        "--max-message", metavar="SIZE", help="Largest batch, or its results.  [default: 256MiB]"
+    ),
+    click.option(
+        "--max-held", metavar="SIZE", help="All bodies that wait; beyond it 429.  [default: 1GiB]"
+    ),
+    click.option("--max-connections", type=int, metavar="N", help="Clients.  [default: 10000]"),
+    click.option("--no-retry", is_flag=True, help="Never run the jobs of a dead worker again."),
+)
+
+
 class Command(click.Command):
     """A command that tells where to say what is not said here: a secret, the name of the app."""
 
@@ -126,57 +175,7 @@ def worker_address_options(fn: F) -> F:
 
 def batching_options(fn: F) -> F:
     """Give a command the options of the batching service; unset ones are ``None``."""
-    size, seconds, count = "SIZE", "SECONDS", "N"
-    return _with(
-        fn,
-        click.option("--host", help="Where clients connect.  [default: localhost]"),
-        click.option("--port", type=int, help="0 lets the system choose.  [default: 8000]"),
-        click.option(
-            "--max-batch-size",
-            type=int,
-            metavar=count,
-            help="Jobs in a batch.  [default: what the app says, else 32]",
-        ),
-        click.option(
-            "--max-wait",
-            type=float,
-            metavar=seconds,
-            help="Longest that an idle worker waits for more jobs.  [default: 0.01]",
-        ),
-        click.option(
-            "--max-wait-policy",
-            type=click.Choice(["adaptive", "fixed"]),
-            help="Wait while it is worth it, or always.  [default: adaptive]",
-        ),
-        click.option(
-            "--capacity",
-            type=int,
-            metavar=count,
-            help="Jobs that wait; beyond it 429.  [default: 1024]",
-        ),
-        click.option(
-            "--timeout", type=float, metavar=seconds, help="From request to 504.  [default: 5]"
-        ),
-        click.option(
-            "--batch-timeout",
-            type=float,
-            metavar=seconds,
-            help="A worker that holds a batch longer is cut off.  [default: as --timeout]",
-        ),
-        click.option(
-            "--max-body", metavar=size, help="Largest body of one request.  [default: 10MiB]"
-        ),
-        click.option(
-            "--max-message", metavar=size, help="Largest batch, or its results.  [default: 256MiB]"
-        ),
-        click.option(
-            "--max-held", metavar=size, help="All bodies that wait; beyond it 429.  [default: 1GiB]"
-        ),
-        click.option(
-            "--max-connections", type=int, metavar=count, help="Clients.  [default: 10000]"
-        ),
-        click.option("--no-retry", is_flag=True, help="Never run the jobs of a dead worker again."),
-    )
+    return _with(fn, *_BATCHING_OPTIONS)
 
 
 def listening_address(unix: str | None, tcp: str | None, default: str) -> Address:
