@@ -1,12 +1,19 @@
-"""What a forked child must not inherit: locks that a thread of its parent holds, and the threads.
+"""What a forked child must not inherit: locks that a thread of its parent holds, and sockets.
 
-Every process begins with one thread, whatever its parent was doing with others.
+Every process begins with one thread, whatever its parent was doing with others. A child that keeps
+a socket keeps the connection: the other end does not hear of it when the parent closes it, or dies.
+Such children are those of ``multiprocessing``; what ``subprocess`` starts inherits nothing.
 """
 
 import os
 import threading
 import weakref
-from typing import Final, Protocol
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final, Protocol
+
+if TYPE_CHECKING:
+    from asyncio import BaseTransport
 
 
 class HasLocks(Protocol):
@@ -16,7 +23,15 @@ class HasLocks(Protocol):
         """Make the locks anew."""
 
 
+class HasSockets(Protocol):
+    """What holds sockets that a forked child must not inherit."""
+
+    def filenos(self) -> Iterable[int]:
+        """Return the file descriptors of those that are open; -1 for others does no harm."""
+
+
 _with_locks: "weakref.WeakSet[HasLocks]" = weakref.WeakSet()
+_with_sockets: "weakref.WeakSet[HasSockets]" = weakref.WeakSet()
 
 
 def reset_after_fork(holder: HasLocks) -> None:
@@ -24,9 +39,26 @@ def reset_after_fork(holder: HasLocks) -> None:
     _with_locks.add(holder)
 
 
+def close_after_fork(holder: HasSockets) -> None:
+    """Close the sockets of ``holder`` in every child process, as long as it lives."""
+    _with_sockets.add(holder)
+
+
+def fileno_of(transport: "BaseTransport | None") -> int:
+    """Return the file descriptor of a connection, -1 once it is closed or about to be."""
+    if transport is None or transport.is_closing():
+        return -1  # its number may be that of another file by now
+    fileno: int = transport.get_extra_info("socket").fileno()
+    return fileno
+
+
 def _after_fork() -> None:
     for holder in list(_with_locks):
         holder.reset_locks()
+    for owner in list(_with_sockets):
+        for fileno in list(owner.filenos()):
+            with suppress(OSError):
+                os.close(fileno)
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from .events import Batch, Challenge, Closed, Event, Results
+from .forks import close_after_fork
 from .messages import MessageTooLarge, reject_largest
 from .protocol import WorkerConnection
 from .states import State
@@ -65,6 +66,11 @@ class Session:
         self._leave_at: float | None = None
         self._is_proven = False
         self.is_accepted = False
+        close_after_fork(self)
+
+    def filenos(self) -> list[int]:
+        """Return the file descriptor of the connection: a child that kept it would keep it open."""
+        return [self._sock.fileno()]
 
     def run(self) -> None:
         """Serve until the end that a stop request has asked for.

@@ -3,9 +3,12 @@
 import asyncio
 import contextlib
 import logging
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
+from typing import Any, Final
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +27,59 @@ def stop_signals() -> list[signal.Signals]:
     ]
 
 
+# Those of our handlers that stand now.
+_handlers: Final[list[Any]] = []
+
+
+@contextlib.contextmanager
+def on_stop_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Have a signal to stop call a function within the block; only in the main thread.
+
+    The old handlers are back afterwards. A forked child does not have it, as what it would stop is
+    its parent's.
+    """
+    old = {signum: signal.signal(signum, handler) for signum in stop_signals()}
+    _handlers.append(handler)
+    try:
+        yield
+    finally:
+        _handlers.remove(handler)
+        for signum, before in old.items():
+            signal.signal(signum, signal.SIG_DFL if before is None else before)
+
+
+class _Fork(threading.local):
+    """A fork in this thread: its child ends as processes do, without our handlers.
+
+    A signal to the child waits until they are gone.
+    """
+
+    mask: set[int] | None = None
+
+    def begin(self) -> None:
+        if _handlers:
+            self.mask = signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals())
+
+    def end(self) -> None:
+        if self.mask is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, self.mask)
+            self.mask = None
+
+    def end_in_child(self) -> None:
+        if self.mask is not None:
+            signal.set_wakeup_fd(-1)  # else it would wake the event loop of its parent
+            for signum in stop_signals():
+                if signal.getsignal(signum) in _handlers:
+                    signal.signal(signum, signal.SIG_DFL)
+        self.end()
+
+
+_fork: Final = _Fork()
+os.register_at_fork(
+    before=_fork.begin, after_in_parent=_fork.end, after_in_child=_fork.end_in_child
+)
+
+
 class Stopped(KeyboardInterrupt):  # the one exception that is never taken for a stage's fault
     """A signal came while there was nothing to finish."""
 
@@ -40,14 +96,11 @@ def ended_by_signals() -> Iterator[None]:
         signal.signal(signum, signal.SIG_DFL)
         raise Stopped
 
-    old = {signum: signal.signal(signum, leave) for signum in stop_signals()}
     try:
-        yield
+        with on_stop_signals(leave):
+            yield
     except Stopped:
         log.info("stopped before it was ready")
-    finally:
-        for signum, handler in old.items():
-            signal.signal(signum, signal.SIG_DFL if handler is None else handler)
 
 
 class StopSignals:
@@ -67,6 +120,8 @@ class StopSignals:
         self._signals = stop_signals()
         for signum in self._signals:
             self._loop.add_signal_handler(signum, self._receive, signum)
+        self._standing = [signal.getsignal(signum) for signum in self._signals]
+        _handlers.extend(self._standing)
         return self
 
     def __exit__(
@@ -77,6 +132,8 @@ class StopSignals:
     ) -> None:
         for signum in self._signals:
             self._loop.remove_signal_handler(signum)
+        for handler in self._standing:
+            _handlers.remove(handler)
 
     def on_second(self, hurry: Callable[[], None]) -> None:
         """Call something when the second signal comes: it ends what the first one waits for."""

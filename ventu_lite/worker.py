@@ -22,7 +22,7 @@ from .problems import encode_problem, problem
 from .protocol import WorkerConnection
 from .retries import LONGEST_DELAY, Reminders, backoff
 from .session import Session
-from .signals import stop_signals
+from .signals import on_stop_signals
 from .silence import notice_silence
 from .wakeup import StopRequest, wait_readable
 
@@ -197,9 +197,5 @@ def stop_on_signals(worker: Worker) -> Iterator[None]:
         signal.signal(signum, signal.SIG_DFL)
         worker.stop()
 
-    old = {signum: signal.signal(signum, handle) for signum in stop_signals()}
-    try:
+    with on_stop_signals(handle):
         yield
-    finally:
-        for signum, handler in old.items():
-            signal.signal(signum, signal.SIG_DFL if handler is None else handler)

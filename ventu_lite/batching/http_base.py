@@ -9,6 +9,8 @@ from math import inf
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
+from ..forks import fileno_of
+
 if TYPE_CHECKING:
     from .http import HttpServer, Limits
 
@@ -57,6 +59,10 @@ class BaseConnection(asyncio.Protocol):
         """The address of the client, "" if it has left."""
         name = self._transport and self._transport.get_extra_info("peername")
         return str(name[0]) if name else ""
+
+    def fileno(self) -> int:
+        """Return the file descriptor of the connection, -1 once it is closed or about to be."""
+        return fileno_of(self._transport)
 
     def _expect(self, phase: int) -> None:
         """Enter a phase, and wait for the client as long as the limits say.

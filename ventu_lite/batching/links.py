@@ -14,6 +14,7 @@ from typing import Final, cast
 
 from ..addresses import Address
 from ..errors import ProtocolError
+from ..forks import fileno_of
 from ..protocol import (
     Batch,
     BatchingConnection,
@@ -208,6 +209,10 @@ class WorkerLink(asyncio.Protocol):
         """Give its jobs to others."""
         if self._transport is not None:
             self.close()
+
+    def fileno(self) -> int:
+        """Return the file descriptor of the connection, -1 once it is closed or about to be."""
+        return fileno_of(self._transport)
 
     # -------------------------------------------------------------- for the dispatcher
 

@@ -5,12 +5,13 @@ import contextlib
 import logging
 import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from ..addresses import Address, TCPAddress
 from ..config import Config
+from ..forks import close_after_fork
 from .choose import make_policy
 from .dispatcher import Dispatcher, Link
 from .front import Front, Status
@@ -91,6 +92,21 @@ class BatchingService:
         self._http_servers: list[asyncio.Server] = []
         self._worker_servers: list[asyncio.Server] = []
         self._unix_doors: list[UnixDoor] = []
+        close_after_fork(self)
+
+    def filenos(self) -> Iterator[int]:
+        """Yield the file descriptors of all sockets: children forked by a route must not have them.
+
+        A client would not see its connection closed, nor the next service find its port free.
+        """
+        for server in [*self._http_servers, *self._worker_servers]:
+            for door in server.sockets:
+                yield door.fileno()
+        for connection in self._http.connections:
+            yield connection.fileno()
+        for links in self.links:
+            for link in links.open:
+                yield link.fileno()
 
     @property
     def ready_workers(self) -> int:
