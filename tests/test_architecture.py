@@ -43,6 +43,8 @@ CORE = [
     "isolation",
     "pipeline",
     "schema_examples",
+    "changes",
+    "sending",
     "examples",
     "composition",
     "schemas",

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -214,8 +215,18 @@ class TestInOneProcess:
         assert (failed.code, failed.description) == (404, "no such text")
 
 
-@pytest.mark.parametrize(("timeout", "seconds"), [(None, 5.0), (2.0, 2.0), (9.0, 5.0)])
-def test_nobody_waits_longer_than_the_setting(timeout: float | None, seconds: float) -> None:
+@pytest.mark.parametrize(
+    ("timeout", "seconds"),
+    [
+        pytest.param(None, 5.0, id="none"),
+        pytest.param(2, 2.0, id="less"),
+        pytest.param(Fraction(1, 2), 0.5, id="fraction"),
+        pytest.param(9.0, 5.0, id="more"),
+        pytest.param(math.inf, 5.0, id="for ever"),
+        pytest.param(10**400, 5.0, id="more than a float can be"),
+    ],
+)
+def test_nobody_waits_longer_than_the_setting(timeout: Any, seconds: float) -> None:
     waited: list[float] = []
 
     def answer(values: Sequence[Any], seconds: float) -> list[Any]:
@@ -224,6 +235,30 @@ def test_nobody_waits_longer_than_the_setting(timeout: float | None, seconds: fl
 
     assert Asking(answer, 5.0, count_nothing).ask_all([1, 2], timeout) == [1, 2]
     assert waited == [seconds]
+
+
+@pytest.mark.parametrize(
+    ("timeout", "error", "said"),
+    [
+        pytest.param(math.nan, ValueError, "more than 0 seconds, not nan", id="NaN"),
+        pytest.param(-math.inf, ValueError, "more than 0 seconds, not -inf", id="-infinity"),
+        pytest.param(-1, ValueError, "more than 0 seconds, not -1", id="negative"),
+        pytest.param(0.0, ValueError, r"more than 0 seconds, not 0\.0", id="zero"),
+        pytest.param("5", TypeError, "a number of seconds or None, not str", id="string"),
+        pytest.param(True, TypeError, "a number of seconds or None, not bool", id="bool"),
+        pytest.param(1j, TypeError, "a number of seconds or None, not complex", id="complex"),
+    ],
+)
+def test_what_is_no_timeout_never_becomes_a_deadline(
+    timeout: Any, error: type[Exception], said: str
+) -> None:
+    """A front would wake up for NaN again and again, and it never passes."""
+
+    def answer(values: Sequence[Any], seconds: float) -> list[Any]:
+        raise AssertionError(f"{values} are asked for {seconds} s")
+
+    with pytest.raises(error, match=f"^timeout must be {said}$"):
+        Asking(answer, 5.0, count_nothing).ask_all([1], timeout)
 
 
 def test_what_failed_before_a_deadline_is_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
@@ -333,6 +368,52 @@ def test_the_timeout_is_that_of_the_command(tmp_path: Path) -> None:
     with serve("app.py", "--timeout=0.2", "--batch-timeout=5", cwd=tmp_path) as server:
         server.process.wait_for("ready on")
         assert server.get("/slow").status == 504
+
+
+ANY_TYPES_APP = """
+import dataclasses
+from flask import request
+from pydantic import BaseModel, SecretStr
+from ventu_lite import Service
+
+class Login(BaseModel):
+    token: SecretStr
+
+@dataclasses.dataclass
+class Request:
+    login: Login
+    parts: list[bytes]
+
+service = Service("types", request=Request, response=dict[int, bytes])
+
+@service.infer
+def act(item):
+    return dict(enumerate([item.login.token.get_secret_value().encode(), *item.parts]))
+
+app = service.app
+
+@app.get("/own")
+def own():
+    return repr(service.ask(Request(Login(token="hush"), [bytes([255])])))
+
+@app.get("/never")
+def never():
+    return repr(service.ask({}, timeout=float("nan")))
+"""
+
+
+def test_a_worker_gets_and_gives_the_values_of_one_process(tmp_path: Path) -> None:
+    """A secret in stars, bytes that are no text, and keys that are no strings would spoil it."""
+    (tmp_path / "app.py").write_text(ANY_TYPES_APP)
+    names: dict[str, Any] = {}
+    exec(ANY_TYPES_APP, names)
+    here = names["app"].test_client().get("/own").text
+    assert here == r"{0: b'hush', 1: b'\xff'}"
+    with serve("app.py", "--workers=1", cwd=tmp_path) as server:
+        server.process.wait_for("ready on")
+        assert server.get("/own").body.decode() == here
+        assert server.get("/never").status == 500
+        server.process.wait_for("timeout must be more than 0 seconds, not nan")
 
 
 class BrokenPolicy(FixedWait):

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ventu_lite.codecs import deep_plain, pack, plain, sniff, unpack
+from ventu_lite.codecs import deep_plain, pack, plain, sniff, unpack, unpack_own
 from ventu_lite.config import Codec
 from ventu_lite.errors import MalformedPayload, PayloadTooLarge
 
@@ -184,6 +184,12 @@ def test_a_small_limit_does_not_refuse_a_body_that_was_let_through() -> None:
 
 def test_a_payload_of_our_own_has_no_limit() -> None:
     assert unpack(b"\xdc\xff\xff" + b"\x90" * 0xFFFF) == [[]] * 0xFFFF
+
+
+def test_a_payload_of_our_own_may_have_numbers_as_keys() -> None:
+    assert unpack_own(msgpack.packb({1: {0.5: "a"}})) == {1: {0.5: "a"}}
+    with pytest.raises(MalformedPayload, match=r"^the body is not valid msgpack: .*list"):
+        unpack_own(b"\x81\x91\x01\x01")
 
 
 # ------------------------------------------------------------- writing what they lack

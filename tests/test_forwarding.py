@@ -1,5 +1,6 @@
 """``service.ask`` where workers elsewhere run the stages: what goes wrong on this side of them."""
 
+import datetime
 import traceback
 from collections.abc import Sequence
 from itertools import count
@@ -12,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, computed_field
 from ventu_lite import InferenceFailed, Service
 from ventu_lite.asking import Asking
 from ventu_lite.codecs import sniff
-from ventu_lite.config import CodecSetting
+from ventu_lite.config import Codec, CodecSetting
+from ventu_lite.errors import PayloadTooLarge
 from ventu_lite.forwarding import Forwarder, payload_of, response_of
 from ventu_lite.outcomes import Rejected
 from ventu_lite.validation import Schema
@@ -143,10 +145,54 @@ def test_what_a_worker_has_told_is_neither_logged_nor_counted_again(
 def test_a_payload_can_be_read_by_a_worker(setting: CodecSetting, value: Any) -> None:
     """A worker goes by the first byte: 5 looks like a control character of JSON, 48 like "0"."""
     schema = Schema(Any)
-    payload = payload_of(value, schema, setting)
-    codec = sniff(payload) if setting == "auto" else setting
+    payload, codec = payload_of(value, schema, setting)
+    assert codec == (sniff(payload) if setting == "auto" else setting)
     read = schema.parse(payload, codec)
     assert np.array_equal(read, value) if isinstance(value, np.ndarray) else read == value
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    when: datetime.datetime
+    ids: tuple[int, ...]
+
+
+@pytest.mark.parametrize("codec", ["json", "msgpack"])
+@pytest.mark.parametrize(
+    ("schema", "value"),
+    [
+        pytest.param(dict[int, float], {1: 0.5, -(2**40): 2.0}, id="numbers as keys"),
+        pytest.param(Strict, Strict(when=datetime.datetime(2026, 1, 2), ids=(1,)), id="strict"),
+    ],
+)
+def test_a_response_is_read_as_it_was_written(schema: Any, value: Any, codec: Codec) -> None:
+    schema = Schema(schema)
+    assert response_of(200, schema.render(value, codec), codec, schema) == value
+
+
+def test_a_request_that_no_codec_carries_is_told_without_being_shown(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    service = make_service(dict[tuple[str, str], str], codec="auto")
+    rejected = forwarding(service)
+    with pytest.raises(InferenceFailed) as caught:
+        service.ask({("SECRET", "SECRET"): "SECRET"})
+    assert (caught.value.code, rejected) == (500, ["failed"])
+    (line,) = caplog.messages
+    assert line.startswith(
+        "a request of service.ask failed: no codec carries this request as it is: in msgpack,"
+        " the body is not valid msgpack: list is not allowed for map key"
+    )
+    assert (
+        "; in json, it does not fit the request schema: ….…: Input should be a valid array" in line
+    )
+    assert "SECRET" not in caplog.text
+
+
+def test_a_request_that_no_worker_would_take_is_too_large() -> None:
+    with pytest.raises(PayloadTooLarge, match="body of more than 2 bytes"):
+        payload_of({1, 2, 3}, Schema(set[int], max_body=2), "auto")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from numbers import Real
 from typing import Any
 
 from .errors import BatchFailed, PayloadError, Unavailable
@@ -46,8 +47,11 @@ class Asking:
         Raises:
             InferenceFailed: There is no place for all of them, or no model is ready.
             VentuError: The model asks itself, or the set-up does.
+            TypeError, ValueError: The timeout is no number above 0.
         """
-        seconds = self._timeout if timeout is None else min(timeout, self._timeout)
+        seconds = self._timeout
+        if timeout is not None:
+            seconds = float(min(_positive(timeout), seconds))
         with _failed_together():
             answers = self._answer(values, seconds)
         return [self._failure(one) if isinstance(one, Rejected) else one for one in answers]
@@ -59,7 +63,19 @@ class Asking:
             _log_fault(fault)
         failure = InferenceFailed(rejected.status, rejected.detail, rejected.extra)
         failure.__cause__ = rejected.exc
+        failure.is_fault = rejected.is_fault
         return failure
+
+
+def _positive(timeout: Any) -> Any:
+    """Refuse what would never pass, or is over: NaN as a deadline keeps a front awake for ever."""
+    is_number = isinstance(timeout, Real) and not isinstance(timeout, bool)
+    if not is_number:
+        kind = type(timeout).__name__
+        raise TypeError(f"timeout must be a number of seconds or None, not {kind}")
+    if not timeout > 0:
+        raise ValueError(f"timeout must be more than 0 seconds, not {timeout!r}")
+    return timeout
 
 
 @contextlib.contextmanager

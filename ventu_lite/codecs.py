@@ -89,6 +89,18 @@ def unpack(payload: bytes, *, max_json: int | None = None) -> Any:
         raise MalformedPayload(f"the body is not valid msgpack: {_reason(exc)}") from exc
 
 
+def unpack_own(payload: bytes) -> Any:
+    """Return the value of a msgpack payload that a process of ours wrote: keys may be numbers.
+
+    Raises:
+        MalformedPayload: It is truncated, has a list as a key, …
+    """
+    try:
+        return msgpack.unpackb(payload, timestamp=3, strict_map_key=False)
+    except _UNPACK_ERRORS as exc:
+        raise MalformedPayload(f"the body is not valid msgpack: {_reason(exc)}") from exc
+
+
 def _reason(exc: BaseException) -> str:
     for kind, reason in _REASONS.items():
         if isinstance(exc, kind):
@@ -96,7 +108,7 @@ def _reason(exc: BaseException) -> str:
     said = str(exc) or type(exc).__name__
     if "exceeds max_" in said:  # the body is shorter than what it says
         return "it is cut off, or declares a length that does not fit into it"
-    return said[:200]
+    return said.removesuffix(" when strict_map_key=True")[:200]
 
 
 def _counting_hooks(most: int) -> tuple[_Hook, _Hook]:
@@ -142,7 +154,6 @@ def encode_request(value: Any, codec: Codec) -> bytes:
     Raises:
         Exception: The codec cannot say it.
     """
-    value = dumped(value)
     return to_json(value, fallback=plain) if codec == "json" else pack(value)
 
 

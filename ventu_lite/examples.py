@@ -5,14 +5,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import msgpack
 from pydantic_core import from_json, to_jsonable_python
 
 from .annotations import MISSING
-from .codecs import dumped, encode_request, plain
+from .codecs import dumped, plain, unpack_own
 from .config import Codec
 from .errors import InvalidPayload, RegistrationError
 from .schema_examples import answer_in, requests_in
+from .sending import CannotTravel, carry
 from .validation import Schema
 
 # A model gives slightly other numbers on other hardware: single precision has 7 digits, and
@@ -129,19 +129,14 @@ def _probe(example: Example, request: Schema, response: Schema, codecs: Sequence
 
 def _payload(value: Any, schema: Schema, codecs: Sequence[Codec]) -> tuple[bytes, Codec]:
     """Return the first of the codecs in which a client could send this value."""
-    failures = []
-    for codec in codecs:
-        try:
-            payload = encode_request(value, codec)
-            schema.parse(payload, codec)
-        except Exception as exc:  # pydantic, msgpack and the user's own validators
-            failures.append(exc)
-        else:
-            return payload, codec
+    try:
+        return carry(value, schema, codecs)
+    except CannotTravel as exc:
+        _, failure = exc.failures[0]
     raise RegistrationError(
-        f"the example {_short(value)} does not fit the request schema: {_why(failures[0])}."
+        f"the example {_short(value)} does not fit the request schema: {_why(failure)}."
         " Correct it, or say Service(examples=[...]), a list of requests."
-    ) from failures[0]
+    ) from failure
 
 
 def _why(failure: Exception) -> str:
@@ -170,8 +165,7 @@ def _short(value: Any) -> str:
 
 
 def _decode(answer: bytes, codec: Codec) -> Any:
-    # Our own bytes, so integer keys do no harm.
-    return from_json(answer) if codec == "json" else msgpack.unpackb(answer, strict_map_key=False)
+    return from_json(answer) if codec == "json" else unpack_own(answer)
 
 
 def _difference(expected: Any, got: Any, place: str = "") -> Difference | None:

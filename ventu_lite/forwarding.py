@@ -6,13 +6,13 @@ from typing import Any, Final
 from pydantic import ValidationError
 from pydantic_core import from_json
 
-from .codecs import encode_request, sniff, unpack
+from .codecs import unpack, unpack_own
 from .composition import Composition
 from .config import Codec, CodecSetting
-from .errors import InvalidPayload, InvalidResponse, PayloadError, VentuError
+from .errors import InvalidPayload, InvalidResponse, PayloadError, PayloadTooLarge, VentuError
 from .misfits import misfit
-from .outcomes import UNEXPECTED, InferenceFailed, Rejected
-from .problems import reason_of
+from .outcomes import InferenceFailed, Rejected
+from .sending import CannotTravel, carry
 from .validation import Schema
 
 #: Has payloads inferred within so many seconds; returns for each the status and what was said.
@@ -52,35 +52,37 @@ class Forwarder:
             ``Rejected`` of what went wrong in this process: nobody else logs or counts that.
         """
         answers = [self._written(value) for value in values]
-        payloads = {n: one for n, one in enumerate(answers) if isinstance(one, bytes)}
-        said = self._ask(list(payloads.values()), seconds) if payloads else []
-        for (n, payload), (status, body) in zip(payloads.items(), said, strict=True):
-            answers[n] = response_of(status, body, self._codec_of(payload), self._response)
+        sent = {n: one for n, one in enumerate(answers) if not isinstance(one, Rejected)}
+        said = self._ask([payload for payload, _ in sent.values()], seconds) if sent else []
+        for (n, (_, codec)), (status, body) in zip(sent.items(), said, strict=True):
+            answers[n] = response_of(status, body, codec, self._response)
         return answers
 
     def _written(self, value: Any) -> Any:
-        """Return the payload of a value, or the ``Rejected`` in its place."""
+        """Return the payload of a value and its codec, or the ``Rejected`` in their place."""
         try:
             return payload_of(value, self._request, self._setting)
         except Exception as exc:
             return Rejected.of(exc)
 
-    def _codec_of(self, payload: bytes) -> Codec:
-        return sniff(payload) if self._setting == "auto" else self._setting
 
-
-def payload_of(value: Any, schema: Schema, setting: CodecSetting) -> bytes:
-    """Return the bytes in which a client would send a value, in the richest codec that may be used.
+def payload_of(value: Any, schema: Schema, setting: CodecSetting) -> tuple[bytes, Codec]:
+    """Return the bytes of which a worker makes the same item, and their codec.
 
     Raises:
-        Exception: The value does not fit the schema, or no codec can say it.
+        PayloadError: The value does not fit the schema, or no worker would take as many bytes.
+        CannotTravel: No codec carries it.
+        Exception: Whatever a validator of the user raises, apart from ``ValueError``.
     """
-    schema.parse_value(value)
-    if setting != "json":
-        payload = encode_request(value, "msgpack")
-        if setting == "msgpack" or sniff(payload) == "msgpack":  # the worker goes by the first byte
-            return payload
-    return encode_request(value, "json")
+    item = schema.parse_value(value)
+    codecs: list[Codec] = ["msgpack", "json"] if setting == "auto" else [setting]  # richest first
+    try:
+        return carry(value, schema, codecs, item)
+    except CannotTravel as exc:
+        too_large = [why for _, why in exc.failures if isinstance(why, PayloadTooLarge)]
+        if not too_large:
+            raise
+    raise too_large[0]
 
 
 def response_of(status: int, said: bytes | str, codec: Codec, schema: Schema) -> Any:
@@ -101,19 +103,30 @@ def response_of(status: int, said: bytes | str, codec: Codec, schema: Schema) ->
     try:
         return _response(said, codec, schema) if status == 200 else _told(status, said, codec)
     except Exception as exc:
-        code = 500 if status == 200 else status
-        return Rejected(code, UNEXPECTED, reason_of(code), exc)
+        return Rejected.unexpected(exc, 500 if status == 200 else status)
 
 
 def _response(body: bytes, codec: Codec, schema: Schema) -> Any:
     try:
-        return schema.parse(body, codec)
-    except InvalidPayload as exc:
-        assert isinstance(exc.__cause__, ValidationError)
-        found = f"{misfit(body, exc.__cause__, schema.adapter)}; {_CANNOT_READ}"
+        return _read(body, codec, schema)
+    except (InvalidPayload, ValidationError) as exc:
+        cause = exc.__cause__ if isinstance(exc, InvalidPayload) else exc
+        assert isinstance(cause, ValidationError)
+        found = f"{misfit(body, cause, schema.adapter)}; {_CANNOT_READ}"
     except PayloadError as exc:
         found = f"what cannot be read: {exc}"
     raise InvalidResponse(f"a worker answered with {found}")  # their causes would show the value
+
+
+def _read(body: bytes, codec: Codec, schema: Schema) -> Any:
+    """Return what a worker wrote, whose msgpack has any keys and cannot say what strict mode asks.
+
+    Raises:
+        PayloadError, ValidationError: It cannot be read.
+    """
+    if codec == "json":
+        return schema.parse(body, codec)
+    return schema.adapter.validator.validate_python(unpack_own(body), strict=False)
 
 
 def _told(status: int, body: bytes, codec: Codec) -> InferenceFailed:
@@ -127,4 +140,5 @@ def _told(status: int, body: bytes, codec: Codec) -> InferenceFailed:
     extra = {name: value for name, value in document.items() if name not in _COMMON}
     failure = InferenceFailed(status, detail, extra)
     failure.job = str(document.get("instance", "")).rpartition("#")[2]
+    failure.is_fault = status == 500
     return failure

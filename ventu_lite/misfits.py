@@ -3,7 +3,7 @@
 What a stage returned may hold what a client sent: only declared fields, types and lengths are told.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any, Final, get_args
@@ -32,12 +32,24 @@ def misfit(value: Any, exc: ValidationError, adapter: TypeAdapter[Any]) -> str:
         exc: What pydantic said of it.
         adapter: The schema.
     """
-    fields = _fields(adapter)
+    said = errors_in(exc, adapter)
+    return f"{_kind(value)}, which does not fit the response schema {exc.title}: {said}"
+
+
+def errors_in(exc: ValidationError, adapter: TypeAdapter[Any]) -> str:
+    """Return what pydantic found, without showing any part of the value."""
     errors = exc.errors(include_url=False, include_context=False)
-    said = [_without_input(error, fields) for error in errors[:_MAX_ERRORS]]
+    said = [_without_input(error, adapter) for error in errors[:_MAX_ERRORS]]
     if more := len(errors) - len(said):
         said.append(f"and {more} more")
-    return f"{_kind(value)}, which does not fit the response schema {exc.title}: {'; '.join(said)}"
+    return "; ".join(said)
+
+
+def place_in(parts: Iterable[Any], adapter: TypeAdapter[Any]) -> str:
+    """Return a place in a value, whose own keys are left out; "" for all of it."""
+    fields = _fields(adapter)
+    named = (str(part) if isinstance(part, int) or part in fields else "…" for part in parts)
+    return ".".join(named)[:_MAX_TEXT]
 
 
 @lru_cache(maxsize=64)
@@ -61,11 +73,10 @@ def _names_in(document: Any) -> Iterator[str]:
             yield from _names_in(part)
 
 
-def _without_input(error: Any, fields: Collection[str]) -> str:
+def _without_input(error: Any, adapter: TypeAdapter[Any]) -> str:
     kind = error["type"]
     text = error["msg"][:_MAX_TEXT] if kind in _TELLING else kind
-    parts = (str(part) if isinstance(part, int) or part in fields else "…" for part in error["loc"])
-    place = ".".join(parts)[:_MAX_TEXT]
+    place = place_in(error["loc"], adapter)
     said = f"{place}: {text}" if place else text
     # What lacks a field was told already, or is told by the place.
     return said if kind == "missing" else f"{said}, found {_kind(error['input'])}"
