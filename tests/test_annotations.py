@@ -166,5 +166,24 @@ def test_one_unknown_name_does_not_hide_the_others() -> None:
     assert stage.written("return") == "Unknown"
 
 
+def test_a_name_that_is_defined_below_the_function_is_found_later() -> None:
+    def early(request: Below) -> Request: ...  # type: ignore[empty-body]
+
+    stage = make_stage("preprocess", early, NO_OPTIONS)
+    assert (stage.input_type(), stage.output_type()) == (MISSING, Request)
+
+    class Below(BaseModel):
+        a: int
+
+    def elsewhere() -> None:
+        """The names around are those of the first time, too."""
+        late = stage.with_late_names().with_late_names()
+        assert (late.input_type(), late.output_type()) == (MISSING, Request)
+
+    elsewhere()
+    late = stage.with_late_names()
+    assert (late.input_type(), late.output_type()) == (Below, Request)
+
+
 def test_missing_has_a_readable_repr() -> None:
     assert repr(MISSING) == "MISSING"

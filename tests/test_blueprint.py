@@ -10,6 +10,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
+from runpy import run_path
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import urlopen
@@ -19,9 +20,9 @@ from flask import Blueprint, Flask, Response, render_template_string, request
 from flask.testing import FlaskClient
 from prometheus_client import REGISTRY
 from waiting import until
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, Unauthorized
 
-from ventu_lite import RegistrationError, Service
+from ventu_lite import InferenceFailed, RegistrationError, Service
 from ventu_lite.mounting import services_of
 
 PATIENCE = 10.0
@@ -71,7 +72,7 @@ def test_all_routes_are_there() -> None:
 def test_any_name_will_do(name: str) -> None:
     app = make_service(name=name).app
     assert infer(app.test_client()) == b"42"
-    assert app.root_path == os.getcwd()
+    assert app.root_path == os.path.dirname(__file__)
 
 
 def test_routes_and_templates_of_the_user_work_in_the_app_of_a_service() -> None:
@@ -84,6 +85,74 @@ def test_routes_and_templates_of_the_user_work_in_the_app_of_a_service() -> None
     assert (boom.status_code, boom.mimetype) == (500, "application/problem+json")
     assert boom.headers["X-Request-ID"] == "me"
     assert "division" not in boom.text
+
+
+APP_WITH_PAGES = """
+from flask import render_template
+from ventu_lite import Service
+
+service = Service("pages", request=int, response=int)
+service.add_stage("infer", lambda number: number)
+app = service.app
+app.get("/mine", endpoint="mine")(lambda: render_template("mine.html", x=1))
+"""
+
+
+def test_templates_and_static_files_lie_beside_the_file_that_asked_for_the_app(
+    tmp_path: Path,
+) -> None:
+    """As with ``Flask(__name__)``, wherever the command was started."""
+    files = {"app.py": APP_WITH_PAGES, "templates/mine.html": "<{{ x }}>", "static/a.txt": "a"}
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    client = run_path(str(tmp_path / "app.py"))["app"].test_client()
+    assert client.get("/mine").text == "<1>"
+    with client.get("/static/a.txt") as file:
+        assert file.text == "a"
+    nowhere = client.get("/static/b.txt")
+    assert (nowhere.status_code, nowhere.mimetype) == (404, "application/problem+json")
+
+
+@pytest.mark.parametrize("status", [302, 401, 503])
+def test_an_error_with_a_response_of_its_own_is_answered_with_it(status: int) -> None:
+    app = make_service().app
+    headers = {"WWW-Authenticate": "Negotiate", "X-Mine": "1"}
+
+    @app.get("/mine")
+    def mine() -> str:
+        raise Unauthorized("not told", response=Response("log in here", status, headers))
+
+    response = app.test_client().get("/mine")
+    assert (response.status_code, response.text) == (status, "log in here")
+    assert response.headers.getlist("WWW-Authenticate") == ["Negotiate"]
+    assert response.headers["X-Mine"] == "1"
+
+
+@pytest.mark.parametrize("is_fault", [True, False])
+def test_the_log_has_the_job_of_a_route_that_failed(
+    is_fault: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = make_service().app
+
+    @app.get("/mine")
+    def mine() -> str:
+        failure = InferenceFailed(500, "in whatever words")
+        failure.job, failure.is_fault = "7", is_fault
+        raise failure
+
+    app.test_client().get("/mine", headers={"X-Request-ID": "me"})
+    said = "request me failed: its service.ask did, as job 7 did"
+    assert caplog.messages == ([said] if is_fault else [])
+
+
+def test_a_handler_of_the_user_sees_what_a_route_asked_in_vain() -> None:
+    service = make_service()
+    app = service.app
+    app.register_error_handler(422, lambda exc: (f"mine: {exc.extra['error_count']}", 422))
+    app.get("/mine", endpoint="mine")(lambda: service.ask("x"))
+    response = app.test_client().get("/mine")
+    assert (response.status_code, response.text) == (422, "mine: 1")
 
 
 def test_what_is_no_error_stays_as_it_is() -> None:
@@ -277,6 +346,16 @@ def test_two_services_of_one_name_are_refused(options: dict[str, Any]) -> None:
     app.register_blueprint(make_service(name="twin").blueprint, url_prefix="/one")
     with pytest.raises(RegistrationError, match="are called 'twin'; give each"):
         app.register_blueprint(make_service(name="twin").blueprint, url_prefix="/two", **options)
+
+
+def test_a_variable_that_gives_two_services_one_name_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("VENTU_NAME", "prod")
+    app = Flask(__name__)
+    app.register_blueprint(make_service(name="one").blueprint, url_prefix="/one")
+    with pytest.raises(RegistrationError, match="VENTU_NAME calls every service .* 'prod'; unset"):
+        app.register_blueprint(make_service(name="two").blueprint, url_prefix="/two")
 
 
 @pytest.mark.parametrize("prefix", [None, "/v1"])

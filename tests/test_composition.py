@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from cats import Request, Response, clean, full_service, rate, rate_all
-from pydantic import ConfigDict
+from pydantic import BaseModel, ConfigDict
 
 from ventu_lite import Config, RegistrationError, Service
 from ventu_lite.composition import largest_batch
@@ -67,6 +67,10 @@ def half(request: Request):  # type: ignore[no-untyped-def]
     return request
 
 
+def bare(batch: "list") -> list[int]:  # type: ignore[type-arg]
+    return batch
+
+
 def array(batch: "list[int]") -> "Nowhere":  # type: ignore[name-defined]  # noqa: F821
     return batch
 
@@ -109,7 +113,15 @@ def array(batch: "list[int]") -> "Nowhere":  # type: ignore[name-defined]  # noq
             array,
             True,
             {},
-            r"the return value of array .* says 'Nowhere', which tells none\. Write",
+            r"the return value of array .* says 'Nowhere', and not all of that is defined\."
+            r" Define or import it above the line that asks for the app, or say Service\(",
+            id="an annotation of what is not there",
+        ),
+        pytest.param(
+            bare,
+            True,
+            {},
+            r"the first parameter of bare .* says 'list', which tells none\. Write `def bare\(",
             id="an annotation that does not help",
         ),
         pytest.param(
@@ -135,6 +147,19 @@ def test_an_unknown_schema_is_told_with_the_fix(
     service.infer(batch=batch)(fn)
     with pytest.raises(RegistrationError, match=message):
         service.compose()
+
+
+def test_a_schema_may_be_defined_below_the_function() -> None:
+    service = Service("x")
+
+    @service.infer
+    def infer(item: "Below") -> "Below":
+        return item
+
+    class Below(BaseModel):
+        text: str
+
+    assert service.compose().request.annotation is Below
 
 
 def test_the_fix_that_the_message_shows_works() -> None:

@@ -8,7 +8,7 @@ import pytest
 from pydantic import SecretStr, ValidationError
 
 from ventu_lite import Config, ConfigError, RegistrationError
-from ventu_lite.config import unknown_variables
+from ventu_lite.config import is_set_outside, unknown_variables
 from ventu_lite.failures import FAILURES_VARIABLE
 from ventu_lite.parent import PARENT_VARIABLE
 
@@ -252,6 +252,16 @@ def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take away what a developer has in his shell."""
     for name in unknown_variables():
         monkeypatch.delenv(name)
+
+
+def test_what_is_set_for_all_services_is_known(
+    dotenv: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("VENTU_NAME", raising=False)
+    dotenv.write_text("VENTU_NAME=\nVENTU_VERSION=2\n")
+    monkeypatch.setenv("ventu_port", "1")
+    told = {name: is_set_outside(name) for name in ("name", "version", "port")}
+    assert told == {"name": False, "version": True, "port": True}
 
 
 @pytest.mark.usefixtures("bare_environment")

@@ -124,11 +124,11 @@ def test_a_process_that_was_never_ready_leaves_nothing(
     assert sorted(os.listdir(tmp_path)) == ["counter_77.db", "gauge_livesum_77.db"]
 
 
-def write(path: Path, **values: float) -> None:
+def write(path: Path, at: float = 0.0, **values: float) -> None:
     """Write a file as a process does."""
     file: Any = MmapedDict(str(path))  # type: ignore[no-untyped-call]  # it is not typed
     for name, number in values.items():
-        file.write_value(json.dumps([name, name, {}, "Help."]), number, 0.0)
+        file.write_value(json.dumps([name, name, {}, "Help."]), number, at)
     file.close()
 
 
@@ -153,6 +153,51 @@ def test_all_that_have_ended_leave_one_file_of_each_kind(
         assert totals(tmp_path) == before
     assert sorted(os.listdir(tmp_path)) == ["counter_ended.db", "gauge_max_ended.db"]
     assert before == {"a_total": 39, "c0_total": 26, "c1_total": 26, "c2_total": 26, "peak": 6}
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "total"),
+    [
+        ("counter", (1, 2, 3), 6),
+        ("summary", (1, 2, 3), 6),
+        ("gauge_sum", (-1, 5, 3), 7),
+        ("gauge_min", (-1, -2, -1), -2),
+        ("gauge_min", (5, 3, 4), 3),
+        ("gauge_max", (-3, -1, -2), -1),
+        ("gauge_mostrecent", (5, 9, 7), 7),
+    ],
+)
+def test_those_that_have_ended_are_put_together_as_those_that_live(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    kind: str,
+    values: tuple[float, ...],
+    total: float,
+) -> None:
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    for pid, number in enumerate(values, 1):
+        write(tmp_path / f"{kind}_{pid}.db", at=float(pid), a=number)
+    assert totals(tmp_path) == {"a": total}
+    for pid in 3, 1, 2:  # they need not end in the order in which they were heard of
+        forget_process(pid, True)
+        assert totals(tmp_path) == {"a": total}
+    assert os.listdir(tmp_path) == [f"{kind}_ended.db"]
+
+
+@pytest.mark.parametrize(
+    "mode", sorted(mode for mode in Gauge._MULTIPROC_MODES if "live" in mode or mode == "all")
+)
+def test_a_gauge_of_a_process_goes_with_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, mode: str
+) -> None:
+    """The default is such a gauge: nobody wants to see what it was in a process that has gone."""
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    for pid in 1, 2, 3:
+        write(tmp_path / f"gauge_{mode}_{pid}.db", at=1.0, mine=3.0)
+    forget_process(1, True)
+    forget_process(2, True)
+    assert os.listdir(tmp_path) == [f"gauge_{mode}_3.db"]
+    assert totals(tmp_path) == {"mine": 3.0}
 
 
 def test_without_room_the_totals_stay_where_they_are(

@@ -1,13 +1,14 @@
 """Where a user's function stands."""
 
 import functools
+import os
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
-from ventu_lite.functions import where_from, where_is
+from ventu_lite.functions import folder, where_from, where_is
 
 HERE = __file__
 
@@ -37,6 +38,13 @@ def test_every_callable_has_a_place(fn: Callable[..., Any], name: str) -> None:
     told, _, place = where_is(fn).partition(" ")
     assert told == name
     assert f"{HERE}:" in place
+
+
+def test_the_folder_is_that_of_the_code_outside_the_package() -> None:
+    assert folder() == os.path.dirname(HERE) != os.getcwd()
+    names: dict[str, Any] = {"folder": folder}
+    exec("found = folder()", names)  # as in a notebook: there is no file
+    assert names["found"] == os.getcwd()
 
 
 def test_the_place_of_a_call_is_that_of_the_code_outside_the_package() -> None:

@@ -5,7 +5,18 @@ import re
 from typing import Any
 
 import pytest
-from flask import Blueprint, Flask
+from blinker import ANY, NamedSignal
+from flask import (
+    Blueprint,
+    Flask,
+    Request,
+    Response,
+    appcontext_tearing_down,
+    got_request_exception,
+    request_finished,
+    request_started,
+    request_tearing_down,
+)
 
 from ventu_lite import RegistrationError, Service
 from ventu_lite.batching.hooks import prefixes_of, skipped_by_serve
@@ -43,7 +54,8 @@ def test_an_own_app_with_other_routes_has_nothing() -> None:
     app.register_error_handler(404, lambda exc: "mine")  # our routes never say that
     app.register_error_handler(ValueError, lambda exc: "mine")
     app.teardown_appcontext(lambda exc: None)  # there is no context to end
-    assert skipped(app) == []
+    with appcontext_tearing_down.connected_to(mine, app), got_request_exception.connected_to(mine):
+        assert skipped(app) == []
 
 
 def mine(*args: Any) -> Any:
@@ -105,6 +117,55 @@ def test_an_overridden_method_of_flask_is_found(method: str) -> None:
     app.register_blueprint(make_service().blueprint)
     (found,) = skipped(app)
     assert re.match(rf"{method} mine \(.*test_hooks.py:\d+\)", found)
+
+
+@pytest.mark.parametrize("signal", [request_started, request_finished, request_tearing_down])
+@pytest.mark.parametrize("is_for_all_apps", [False, True])
+def test_a_receiver_of_a_signal_is_found(signal: NamedSignal, is_for_all_apps: bool) -> None:
+    app, other = own_app(), own_app()
+    with signal.connected_to(mine, ANY if is_for_all_apps else app):
+        (found,) = skipped(app)
+        name = signal.name.replace("-", "_")
+        assert re.fullmatch(rf"receiver mine \(.*test_hooks.py:\d+\) of {name}", found)
+        assert len(skipped(other)) == is_for_all_apps
+    assert skipped(app) == []
+
+
+def test_no_failure_of_a_stage_is_told_by_a_signal() -> None:
+    """So nobody who listens for it misses anything under ``serve``."""
+    service = Service("cats", request=int, response=int)
+    service.add_stage("infer", lambda item: 1 // item)
+    told: list[Any] = []
+
+    def listen(sender: Any, **more: Any) -> None:
+        told.append(sender)
+
+    app = Flask("own")
+    app.register_blueprint(service.blueprint)
+    with got_request_exception.connected_to(listen):
+        assert app.test_client().post("/inference", json=0).status_code == 500
+    assert told == []
+
+
+class OwnRequest(Request): ...
+
+
+class OwnResponse(Response): ...
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("request_class", OwnRequest), ("response_class", OwnResponse)]
+)
+@pytest.mark.parametrize("is_inherited", [False, True])
+def test_a_class_of_requests_or_responses_is_found(
+    name: str, kind: type, is_inherited: bool
+) -> None:
+    own: type[Flask] = type("Own", (Flask,), {name: kind} if is_inherited else {})
+    app = own("own")
+    if not is_inherited:
+        setattr(app, name, kind)
+    app.register_blueprint(make_service().blueprint)
+    assert skipped(app) == [f"{name} {__name__}.{kind.__name__}"]
 
 
 @pytest.mark.parametrize("endpoint", ["inference", "health", "metrics"])

@@ -42,6 +42,14 @@ class TestLane:
         assert [numbers(lane.take()) for _ in batches] == batches
         assert lane.count == 0
 
+    def test_the_last_job_can_be_brought_to_the_front(self) -> None:
+        lane = Lane(FixedWait(0), 2, 1000)
+        for n in range(3):
+            lane.append(job(n))
+        lane.bring_last_to_front()
+
+        assert [numbers(lane.take()), numbers(lane.take())] == [[2, 0], [1]]
+
     @pytest.mark.parametrize(
         ("sizes", "is_full"),
         [

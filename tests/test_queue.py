@@ -281,6 +281,25 @@ class TestAdd:
         with pytest.raises(QueueFull):
             add(queue, "e")
 
+    def test_a_job_that_goes_first_needs_no_place(self) -> None:
+        queue = make_queue(capacity=2)
+        add(queue, "ab")
+        queue.add_first(Job("c" * 36, b"", 0, 0.0, 1.0))
+
+        assert queue.waiting == 3
+        with pytest.raises(QueueFull):
+            add(queue, "d")
+        assert give(queue) == "ca"
+
+    def test_a_job_that_goes_first_is_refused_where_no_job_is_taken(self) -> None:
+        queue = make_queue(max_message=100)
+        with pytest.raises(JobTooLarge):
+            queue.add_first(Job("a" * 36, b"", 53, 0.0, 1.0))
+        queue.refuse("no worker starts")
+        with pytest.raises(Unavailable, match="no worker starts"):
+            queue.add_first(Job("b" * 36, b"", 0, 0.0, 1.0))
+        assert queue.is_empty
+
     def test_expired_jobs_give_way(self) -> None:
         """Even if the timer is late."""
         queue = make_queue(capacity=2)

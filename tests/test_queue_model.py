@@ -29,7 +29,7 @@ EVENTS = [
     *["add", "connect", "answer", "sleep"] * 3,
     *["take", "pass_time"] * 2,
     *["die", "answer_in_part", "answer_for_another", "ready_twice", "retire"],
-    *["abandon", "expire", "drain"],
+    *["abandon", "expire", "drain", "add_first"],
 ]
 
 
@@ -151,11 +151,25 @@ class QueueMachine(RuleBasedStateMachine):
         for size in data.draw(st.lists(st.integers(0, 30), min_size=1, max_size=6)):
             self.add_one(size, data.draw(st.sampled_from(TIMEOUTS)))
 
-    def add_one(self, size: int, timeout: float) -> None:
+    def make_job(self, size: int, timeout: float) -> Job:
         payload = bytes(size)
         id = f"{len(self.payloads):036d}"
-        job = Job(id, payload, size, self.now, self.now + timeout, key=self.key_of(id))
         self.payloads[id] = payload
+        return Job(id, payload, size, self.now, self.now + timeout, key=self.key_of(id))
+
+    def add_first(self, data: st.DataObject) -> None:
+        """No capacity counts, and it goes before all that wait."""
+        job = self.make_job(data.draw(st.integers(0, 30)), data.draw(st.sampled_from(TIMEOUTS)))
+        if self.draining:
+            with pytest.raises(Unavailable, match="shutting down"):
+                self.queue.add_first(job)
+        else:
+            self.queue.add_first(job)
+            self.open = {job.id: job, **self.open}
+        self.note()
+
+    def add_one(self, size: int, timeout: float) -> None:
+        job = self.make_job(size, timeout)
         alive = [id for id in self.fresh() if self.open[id].deadline > self.now]
         if self.draining:
             with pytest.raises(Unavailable, match="shutting down"):
@@ -166,7 +180,7 @@ class QueueMachine(RuleBasedStateMachine):
             assert 1 <= (caught.value.retry_after or 0) <= 60
         else:
             self.queue.add(job)
-            self.open[id] = job
+            self.open[job.id] = job
         self.note()
 
     def connect(self, data: st.DataObject) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from cats import Response, clean, full_service, label, rate, rate_all
 
-from ventu_lite import Config, ConfigError, Example, RegistrationError, Service
+from ventu_lite import Config, ConfigError, Example, Health, RegistrationError, Service
 from ventu_lite.stages import Kind
 
 HERE = re.escape(__file__)
@@ -171,7 +171,8 @@ def test_predict_batch_of_nothing_is_nothing() -> None:
 @pytest.mark.parametrize("expected", [0.6, 0.7])
 def test_the_health_check_compares_the_expected_answer(expected: float) -> None:
     service = full_service(examples=[Example({"text": "my cat"}, {"score": expected})])
-    health = service.health_check(batch=True)
+    health: Health = service.health_check(batch=True)
+    assert type(health) is Health
     assert health.inference == ("OK" if expected == 0.6 else "Error")
 
 

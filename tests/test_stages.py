@@ -53,6 +53,26 @@ class NoArguments:
     def __call__(self) -> None: ...
 
 
+def with_model(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that hands over one argument more than it gets."""
+
+    @functools.wraps(fn)
+    def wrapper(item: Any) -> Any:
+        return fn("model", item)
+
+    return wrapper
+
+
+@with_model
+def injected(model: str, request: str) -> str:
+    return model + request
+
+
+@functools.wraps(plain)
+def hungry(model: str, request: str) -> str:
+    return model + request
+
+
 ASYNC = "is async, but stages run in plain threads .* asyncio.run"
 
 
@@ -92,6 +112,7 @@ ASYNC = "is async, but stages run in plain threads .* asyncio.run"
             "must take one argument, the result: too many",
             id="by keyword alone",
         ),
+        pytest.param("infer", hungry, NO_OPTIONS, "missing a required argument", id="of a wrapper"),
         pytest.param("setup", plain, NO_OPTIONS, "must take no arguments: missing", id="setup"),
         pytest.param("teardown", plain, NO_OPTIONS, "must take no arguments", id="teardown"),
         pytest.param(
@@ -147,6 +168,7 @@ def awaited(fn: Callable[..., Any]) -> Callable[..., Any]:
     ("fn", "options"),
     [
         pytest.param(awaited(coroutine), NO_OPTIONS, id="an async function made plain"),
+        pytest.param(injected, NO_OPTIONS, id="a wrapper that hands over more than it gets"),
         pytest.param(generator, BATCH, id="a generator of results"),
         pytest.param(lambda x, y=1, *z, **k: x, NO_OPTIONS, id="more parameters with defaults"),
         pytest.param(types.MethodType(with_option, 1), NO_OPTIONS, id="a method made by hand"),

@@ -2,20 +2,25 @@
 
 from collections.abc import Callable
 from typing import Any, cast
+from uuid import uuid4
 
 import msgpack
 import pytest
+from processes import TIMEOUT
+from waiting import turn_until
 
 from ventu_lite import Service
 from ventu_lite.addresses import UnixAddress
-from ventu_lite.batching.dispatcher import Dispatcher
+from ventu_lite.batching.dispatcher import BatchTiming, Dispatcher
 from ventu_lite.batching.http import run
-from ventu_lite.batching.jobs import Failure
+from ventu_lite.batching.jobs import Failure, Job
 from ventu_lite.batching.probing import ProbingStatus, _detail
 from ventu_lite.batching.server import BatchingService, ServiceOptions
+from ventu_lite.batching.status import PlainStatus
 from ventu_lite.config import Codec, Config
 from ventu_lite.errors import QueueFull
 from ventu_lite.health import HEALTH_CACHE
+from ventu_lite.protocol import Results
 
 Health = tuple[bool, dict[str, str]]
 
@@ -35,7 +40,7 @@ class Jobs:
     def moment(self) -> float:
         return self.now - 0.25
 
-    def add(self, job: Any) -> None:
+    def add_first(self, job: Any) -> None:
         if self.refuses_with is not None:
             raise self.refuses_with
         self.waiting.append(job)
@@ -162,13 +167,72 @@ def test_the_detail_of_a_problem_document_is_told(body: bytes, codec: Codec, sai
     assert _detail(body, codec) == said
 
 
-def test_a_full_queue_is_an_error() -> None:
-    def test(place: Place) -> None:
-        place.jobs.refuses_with = QueueFull("8 jobs wait already")
-        place.ask()
-        assert place.said() == [(False, "Error", "example 1: 8 jobs wait already")]
+class Worker:
+    """A connected worker that answers when it is told to."""
 
-    play(test, 1, 2)
+    is_ready = True
+
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self._dispatcher = dispatcher
+        self.batch: dict[str, bytes] = {}
+        dispatcher.ready(self)
+
+    def send(self, payloads: dict[str, bytes]) -> None:
+        self.batch = payloads
+
+    def cut_off(self, reason: str) -> None: ...
+
+    async def works_on(self, *payloads: bytes) -> None:
+        """Wait for this batch."""
+        await turn_until(lambda: [*self.batch.values()] == [*payloads])
+
+    def echoes(self) -> None:
+        self._dispatcher.results(self, Results(self.batch, {}))
+
+
+class ClientJob(Job):
+    """A job of somebody who does not care."""
+
+    def answered(self, status: int, body: bytes, timing: BatchTiming) -> None: ...
+
+    def failed(self, failure: Failure) -> None: ...
+
+
+def test_load_does_not_keep_an_example_from_the_model() -> None:
+    """A balancer that drops whoever is overloaded gives that load to those who have as much."""
+    registry = Service("probed", request=int, response=int, examples=[(1, 1)])
+    registry.infer(lambda item: item)
+    probes = registry.compose().probes
+    said: list[Health] = []
+
+    async def main() -> None:
+        config = Config(capacity=2, max_batch_size=2, max_wait=0.0)
+        options = ServiceOptions("x", [UnixAddress("s")])
+        service = BatchingService(config, options, PlainStatus)
+        dispatcher, status = service.dispatcher, ProbingStatus(service, probes)
+        worker = Worker(dispatcher)
+        service.links[0].open = cast(Any, [worker])
+        add(dispatcher, b"7")
+        await worker.works_on(b"7")
+        add(dispatcher, b"8", b"9")
+        with pytest.raises(QueueFull):
+            add(dispatcher, b"10")
+
+        status.health(lambda ok, body: said.append((ok, body)))
+        assert said == []
+        worker.echoes()
+        await worker.works_on(b"1", b"8")
+        worker.echoes()
+        await turn_until(lambda: said == [(True, {"service": "OK", "inference": "OK"})])
+        dispatcher.close()
+
+    run(main())
+
+
+def add(dispatcher: Dispatcher, *payloads: bytes) -> None:
+    now = dispatcher.moment()
+    for payload in payloads:
+        dispatcher.add(ClientJob(str(uuid4()), payload, len(payload), now, now + TIMEOUT))
 
 
 def test_an_example_that_cannot_be_queued_leaves_nobody_without_an_answer() -> None:

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         VentuError,
     )
     from .examples import Example
+    from .health import Health
     from .outcomes import InferenceFailed
     from .service import Service
 
@@ -53,6 +54,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "Example",
+    "Health",
     "InferenceFailed",
     "InvalidPayload",
     "InvalidResponse",
@@ -75,6 +77,7 @@ __all__ = [
 _HOMES = {
     "Config": "config",
     "Example": "examples",
+    "Health": "health",
     "InferenceFailed": "outcomes",
     "Service": "service",
 }

@@ -24,8 +24,8 @@ MISSING: Final = _Missing()
 def hints_of(fn: Callable[..., Any]) -> dict[str, Any]:
     """Return the annotations, those with names of the function around the definition included.
 
-    A name that cannot be resolved leaves its annotation out: whether that matters is known only
-    when the service is composed.
+    A name that cannot be resolved leaves its annotation out: it may be defined further below, and
+    whether it matters is known only when the service is composed.
     """
     target = _annotated(fn)
     module, names = getattr(target, "__globals__", {}), _names_around(target)

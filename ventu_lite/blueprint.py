@@ -1,7 +1,6 @@
 """Compose a service into a Flask blueprint, or into an app of its own."""
 
 import logging
-import os
 from typing import TYPE_CHECKING, Any
 
 from flask import Blueprint, Flask, request
@@ -10,11 +9,12 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 
 from .apidoc import add_pages
 from .exposition import flask_series
+from .functions import folder
 from .inference import Inference, problem_response, request_id_of
 from .media_types import media_types_of
 from .mounting import ServiceBlueprint, identifier
 from .openapi import document
-from .outcomes import UNEXPECTED, InferenceFailed
+from .outcomes import InferenceFailed
 from .problems import NO_SUCH_ROUTE, ONLY_A_PAGE
 from .views import Views
 
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 def create_app(service: "Service") -> Flask:
     """Return a Flask app that holds one service and answers every error with a problem document."""
     # A root path, or Flask looks for one in the module that happens to have the service's name.
-    app = Flask(identifier(service.name), root_path=os.getcwd(), static_folder=None)
+    app = Flask(identifier(service.name), root_path=folder())
     flask_series().measure(app)
     app.register_blueprint(_routes(service))
     app.register_error_handler(HTTPException, answer_problem)
@@ -78,7 +78,7 @@ def answer_problem(exc: HTTPException) -> ResponseReturnValue:
     request_id = request_id_of(request.environ)
     if exc is request.routing_exception:
         exc.description = _why_nowhere(exc)
-    if isinstance(exc, InferenceFailed) and exc.description == UNEXPECTED:
+    if isinstance(exc, InferenceFailed) and exc.is_fault:
         why = f"as job {exc.job} did" if exc.job else "for the reason above"
         log.error("request %s failed: its service.ask did, %s", request_id, why)
     response = problem_response(exc, request_id)

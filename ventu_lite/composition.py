@@ -136,6 +136,7 @@ def compose(
             " @service.infer(batch=True) if it takes a list;"
             " above the line that asks for the app."
         )
+    stages = {slot: stage.with_late_names() for slot, stage in stages.items()}
     requests = Schema(
         _annotation("request", request, stages, config.name), max_body=int(config.max_body)
     )
@@ -189,7 +190,8 @@ def _annotation(side: Side, given: Any, stages: Mapping[str, Stage], service: st
 def _unknown(side: Side, stage: Stage, service: str) -> str:
     """Return why a stage does not tell the schema, and what to write."""
     name, parameter = stage.name, stage.parameter
-    written = stage.written(parameter if side == "request" else "return")
+    place = parameter if side == "request" else "return"
+    written = stage.written(place)
     is_one = stage.options.batch and isinstance(written, type) and written is not list
     kind = written.__name__ if is_one else side.capitalize()
     typed = f"list[{kind}]" if stage.options.batch else kind
@@ -202,6 +204,9 @@ def _unknown(side: Side, stage: Stage, service: str) -> str:
         found = f"says {kind}, but a batch function has a list there"
     # A lambda or a builtin cannot be annotated.
     write = f"Write `def {shown}`, or say" if stage.is_annotatable else "Say"
+    if isinstance(written, str) and place not in stage.hints:
+        found = f"says {written!r}, and not all of that is defined"
+        write = "Define or import it above the line that asks for the app, or say"
     return (
         f"service {service!r} has no {side} schema: the {part} of {stage.where} {found}."
         f" {write} Service({service!r}, {side}={kind})."

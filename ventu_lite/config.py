@@ -179,6 +179,13 @@ def unknown_variables() -> dict[str, str]:
     return found
 
 
+def is_set_outside(field: str) -> bool:
+    """Tell whether the environment or its file sets a field, and so for all services alike."""
+    variable = PREFIX + field.upper()
+    pairs = (pair for said in _said_outside() for pair in said.items())
+    return any(name.upper() == variable and value for name, value in pairs)
+
+
 def refuse_unknown(settings: Mapping[str, Any], *, others: Iterable[str] = ()) -> None:
     """Check that there are such settings.
 

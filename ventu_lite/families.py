@@ -4,7 +4,8 @@ import glob
 import os
 import struct
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from operator import itemgetter
 from typing import Final, Protocol
 
 from prometheus_client import CollectorRegistry, Metric, multiprocess
@@ -19,7 +20,27 @@ from .room import give_back_room
 _files: Final = threading.Lock()
 #: Stands where a process id would, in the names of files with the totals of all that have ended.
 _ENDED: Final = "ended"
+_Value = tuple[float, float]  # and when it was set, 0 but for gauges of "mostrecent"
+_Fold = Callable[[_Value, _Value], _Value]
 _USED, _HEAD = struct.Struct("ii"), 8  # what a file begins with: how much of it holds something
+
+
+def _sum(one: _Value, other: _Value) -> _Value:
+    return one[0] + other[0], 0.0
+
+
+def _latest(one: _Value, other: _Value) -> _Value:
+    return max(one, other, key=itemgetter(1))
+
+
+#: How the values of two processes become one, by kind of file, as ``MultiProcessCollector`` does it
+#: for those that live; all others are sums. ``mark_process_dead`` removes those of "live" gauges.
+_FOLDS: Final[dict[str, _Fold]] = {
+    "gauge_min": min,
+    "gauge_max": max,
+    "gauge_mostrecent": _latest,
+}
+_OF_ONE: Final = "gauge_all"  # the default of ``Gauge``: each process shows its own
 
 
 class Collector(Protocol):
@@ -117,7 +138,8 @@ def forget_process(pid: int, was_ready: bool) -> None:
     """Take a process that has ended out of the shared directory.
 
     Its totals go to those of all that have ended before, or the sums would go back. One that was
-    never ready has none. Waits for whoever reads the files: not for the thread of an event loop.
+    never ready has none, and a gauge that each process shows for itself goes with its process.
+    Waits for whoever reads the files: not for the thread of an event loop.
     """
     if not is_shared():
         return
@@ -125,21 +147,21 @@ def forget_process(pid: int, was_ready: bool) -> None:
         multiprocess.mark_process_dead(pid)  # type: ignore[no-untyped-call]  # it is not typed
         directory = glob.escape(os.environ["PROMETHEUS_MULTIPROC_DIR"])
         for path in glob.glob(os.path.join(directory, f"*_{pid}.db")):
-            if not was_ready or os.path.getsize(path) <= _HEAD:
+            kind = os.path.basename(path).removesuffix(f"_{pid}.db")
+            if not was_ready or kind == _OF_ONE or os.path.getsize(path) <= _HEAD:
                 os.unlink(path)
                 continue
             give_back_room(path)  # so that there is some for the sum
-            _add_to_ended(path, path.removesuffix(f"{pid}.db") + f"{_ENDED}.db")
+            ended = path.removesuffix(f"{pid}.db") + f"{_ENDED}.db"
+            _add_to_ended(path, ended, _FOLDS.get(kind, _sum))
 
 
-def _add_to_ended(path: str, ended: str) -> None:
+def _add_to_ended(path: str, ended: str, fold: _Fold) -> None:
     """Put what is in a file into that of all processes that have ended; see ``MmapedDict``."""
-    totals: dict[str, float] = {}
-    is_peak = os.path.basename(path).startswith("gauge_max")
+    totals: dict[str, _Value] = {}
     for source in filter(os.path.exists, (ended, path)):
-        for key, value, *_ in MmapedDict.read_all_values_from_file(source):  # type: ignore[no-untyped-call]
-            known = totals.get(key, 0.0)
-            totals[key] = max(known, value) if is_peak else known + value
+        for key, value, at, _ in MmapedDict.read_all_values_from_file(source):  # type: ignore[no-untyped-call]
+            totals[key] = fold(totals[key], (value, at)) if key in totals else (value, at)
     body = b"".join(map(_entry, totals.keys(), totals.values()))
     try:
         with open(f"{ended}.new", "wb") as file:
@@ -151,10 +173,10 @@ def _add_to_ended(path: str, ended: str) -> None:
     os.unlink(path)
 
 
-def _entry(key: str, value: float) -> bytes:
+def _entry(key: str, value: _Value) -> bytes:
     name = key.encode()
     padded = name + b" " * (8 - (len(name) + 4) % 8)
-    return struct.pack(f"i{len(padded)}sdd", len(name), padded, value, 0.0)
+    return struct.pack(f"i{len(padded)}sdd", len(name), padded, *value)
 
 
 def _merged(one: Metric, other: Metric) -> Metric:

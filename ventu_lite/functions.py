@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import os
 import sys
 from collections.abc import Callable
 from types import FrameType
@@ -32,6 +33,16 @@ def place() -> tuple[str, int]:
     return (frame.f_code.co_filename, frame.f_lineno) if frame else ("an unknown place", 0)
 
 
+def folder() -> str:
+    """Return the folder of the file outside this package that is running now.
+
+    Where there is no file, as in a notebook, it is the working directory.
+    """
+    frame = user_frame()
+    file = frame.f_globals.get("__file__") if frame else None
+    return os.path.dirname(os.path.abspath(file)) if file else os.getcwd()
+
+
 def user_frame() -> FrameType | None:
     """Return the innermost frame outside this package, ``None`` if there is none."""
     frame: FrameType | None = sys._getframe(1)
@@ -53,9 +64,16 @@ def innermost(fn: Callable[..., Any]) -> Callable[..., Any]:
     return inner
 
 
-def signature_of(fn: Callable[..., Any]) -> inspect.Signature | None:
-    """Return how a function is called, ``None`` if that cannot be told."""
+def signature_of(
+    fn: Callable[..., Any], *, follow_wrapped: bool = True
+) -> inspect.Signature | None:
+    """Return how a function is called, ``None`` if that cannot be told.
+
+    Args:
+        fn: The function.
+        follow_wrapped: Tell of the function below wrappers, where the annotations are.
+    """
     try:
-        return inspect.signature(fn)
+        return inspect.signature(fn, follow_wrapped=follow_wrapped)
     except (TypeError, ValueError):  # some builtins have none
         return None

@@ -190,8 +190,9 @@ def problem_response(exc: Exception, request_id: str) -> Response:
         wait = exc.retry_after
         headers = [] if wait is None else [("Retry-After", str(whole_seconds(wait)))]
         return _problem(exc.status, str(exc), request_id, _problem_codec(), headers)
-    if isinstance(exc, HTTPException) and exc.response is None and (exc.code or 0) < 400:
-        return exc.get_response()  # type: ignore[return-value]  # a redirect is no problem
+    if isinstance(exc, HTTPException) and (exc.response is not None or (exc.code or 0) < 400):
+        # A redirect is no problem, and who gives a response means it.
+        return exc.get_response()  # type: ignore[return-value]  # Flask answers with its base, too
     return rejected_response(Rejected.of(exc), request_id, _problem_codec())
 
 

@@ -8,6 +8,7 @@ from flask import Blueprint, Flask
 from flask.blueprints import BlueprintSetupState
 from flask.sansio.app import App
 
+from .config import is_set_outside
 from .errors import RegistrationError
 
 if TYPE_CHECKING:
@@ -52,10 +53,7 @@ class ServiceBlueprint(Blueprint):
             if not isinstance(other, ServiceBlueprint) or other._service is service:
                 continue
             if other._service.name == service.name:
-                raise RegistrationError(
-                    f"two services of this app are called {service.name!r};"
-                    " give each Service(...) a name of its own"
-                )
+                raise RegistrationError(_about_twins(service.name))
         super().register(app, options)
 
     def _hold(self, state: BlueprintSetupState) -> None:
@@ -70,6 +68,15 @@ class ServiceBlueprint(Blueprint):
             )
         here = mounted.setdefault(service.name, Mounted(service, prefix))
         here.blueprints.append(f"{state.name_prefix}.{state.name}".lstrip("."))
+
+
+def _about_twins(name: str) -> str:
+    if is_set_outside("name"):
+        return (
+            f"VENTU_NAME calls every service of this app {name!r}; unset it, so that each has the"
+            " name of its Service(...)"
+        )
+    return f"two services of this app are called {name!r}; give each Service(...) a name of its own"
 
 
 def identifier(name: str) -> str:

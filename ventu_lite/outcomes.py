@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal, final
 
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, default_exceptions
 
 from .errors import InvalidPayload, JobExpired, PayloadError, VentuError
 from .headers import whole_seconds
@@ -21,8 +22,9 @@ class InferenceFailed(HTTPException, VentuError):
     """One request of ``Service.ask`` failed.
 
     Where a route does not catch it, Flask answers with the status and the problem document that
-    ``POST /inference`` would have given. In a process that runs the stages itself, ``__cause__`` is
-    the exception of the stage.
+    ``POST /inference`` would have given, unless the app has an error handler for it: one for this
+    class, or one for the status. In a process that runs the stages itself, ``__cause__`` is the
+    exception of the stage.
 
     Attributes:
         code: The HTTP status, 400 to 599.
@@ -30,19 +32,23 @@ class InferenceFailed(HTTPException, VentuError):
         extra: Further members of the problem document, such as ``errors``.
         retry_after: Seconds after which a new try makes sense, if that is known.
         job: Under which id the log of a worker says why; "" if none does.
+        is_fault: Whether the service is to blame, and not the request.
     """
 
     retry_after: float | None = None
     job: str = ""
+    is_fault: bool = False
 
     def __init__(self, status: int, detail: str, extra: dict[str, Any] | None = None) -> None:
-        super().__init__(detail)
-        self.code = status
+        # Flask looks for a handler by the class alone.
+        self.__class__ = _with_status(type(self), status)  # type: ignore[arg-type]  # it is hashable
+        super().__init__(description=detail)
         self.extra = extra or {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         # HTTPException keeps no arguments with which a copy could be made.
-        return type(self), (self.code, self.description, self.extra), vars(self)
+        named = type(self).__bases__[0]
+        return named, (self.code, self.description, self.extra), vars(self)
 
     def get_body(self, *args: Any) -> str:
         """Return the problem document; see werkzeug for the arguments."""
@@ -57,6 +63,13 @@ class InferenceFailed(HTTPException, VentuError):
         return headers
 
 
+@cache
+def _with_status(cls: type[InferenceFailed], status: int) -> Any:
+    """Return a subclass that is werkzeug's exception of the status, too, if there is one."""
+    bases = (cls, default_exceptions.get(status, HTTPException))
+    return type(cls.__name__, bases, {"code": status})
+
+
 @final
 @dataclass(frozen=True, slots=True)
 class Rejected:
@@ -66,8 +79,9 @@ class Rejected:
         status: The HTTP status of the answer, 400 to 599.
         detail: What the client may read.
         reason: Whose fault it was, the label of the metric.
-        extra: Further members of the problem document.
         exc: The exception, for the log and for ``predict``.
+        extra: Further members of the problem document.
+        is_fault: Whether the service is to blame, so that the log gets the traceback.
     """
 
     status: int
@@ -75,11 +89,7 @@ class Rejected:
     reason: Reason
     exc: BaseException
     extra: dict[str, Any] | None = None
-
-    @property
-    def is_fault(self) -> bool:
-        """Whether the service is to blame, so that the log gets the traceback."""
-        return self.detail == UNEXPECTED
+    is_fault: bool = False
 
     @property
     def fault(self) -> BaseException | None:
@@ -113,17 +123,22 @@ class Rejected:
         if isinstance(exc, JobExpired):
             return cls(exc.status, str(exc), "expired", exc)
         if isinstance(exc, InferenceFailed):
-            status = exc.code or 500
-            return cls(status, exc.description or "", reason_of(status), exc, exc.extra)
+            status, detail = exc.code or 500, exc.description or ""
+            return cls(status, detail, reason_of(status), exc, exc.extra, exc.is_fault)
         if isinstance(exc, HTTPException):
             return cls._of_http(exc)
-        return cls(500, UNEXPECTED, "failed", exc)
+        return cls.unexpected(exc)
+
+    @classmethod
+    def unexpected(cls, exc: BaseException, status: int = 500) -> "Rejected":
+        """Return what becomes of an item for which ``exc`` was raised, and only the log says it."""
+        return cls(status, UNEXPECTED, reason_of(status), exc, is_fault=True)
 
     @classmethod
     def _of_http(cls, exc: HTTPException) -> "Rejected":
         status = exc.code if exc.response is None else exc.response.status_code
         if status is None or not 400 <= status <= 599:
-            return cls(500, UNEXPECTED, "failed", exc)
+            return cls.unexpected(exc)
         return cls(status, str(exc.description or ""), reason_of(status), exc)
 
 

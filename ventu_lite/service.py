@@ -286,15 +286,18 @@ class Service:
     def ask(self, data: Any, *, timeout: float | None = None) -> Any:
         """Have one request answered as ``POST /inference`` would, for routes of your own.
 
-        It shares a batch with the requests of others; under ``serve`` a worker answers it, and the
-        response schema reads what it wrote: each field needs one alias for both ways.
+        It shares a batch with the requests of others. Under ``serve`` a worker answers it: a value
+        that JSON and msgpack cannot carry as it is fails with 500, and the log says why; and the
+        response schema reads what it wrote, so each field needs one alias for both ways.
 
         Args:
             data: What a client would send, as a Python value or an instance of the schema.
-            timeout: Seconds that it may take, at most the setting ``timeout``.
+            timeout: Seconds that it may take, above 0; at most the setting ``timeout``, which is
+                also meant by ``math.inf``.
 
         Raises:
             InferenceFailed: It failed. An ``HTTPException``: a route may let it pass.
+            TypeError, ValueError: The timeout is no such number.
         """
         (answer,) = self.ask_all([data], timeout=timeout)
         if isinstance(answer, Exception):
@@ -306,13 +309,14 @@ class Service:
 
         Args:
             data: *n* requests.
-            timeout: Seconds that they may take together, at most the setting ``timeout``.
+            timeout: Seconds that they may take together, as with ``ask``.
 
         Returns:
             *n* responses in the same order; in place of one that failed, the ``InferenceFailed``.
 
         Raises:
             InferenceFailed: There is no place for all of them, or no model is ready.
+            TypeError, ValueError: The timeout is no number above 0.
         """
         return self.runtime.asking.ask_all(list(data), timeout)
 

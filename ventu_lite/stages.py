@@ -3,7 +3,7 @@
 import inspect
 import typing
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 from .annotations import MISSING, annotation_of, element_of, hints_of, without_exceptions
@@ -45,7 +45,7 @@ class Stage:
         kind: Its place in the pipeline.
         fn: The user's function, untouched.
         where: ``name (file:line)``, for messages.
-        hints: Its annotations, as far as they can be resolved where it stands.
+        hints: Its annotations, as far as they can be resolved so far.
         options: Only of an ``infer`` stage.
     """
 
@@ -75,6 +75,10 @@ class Stage:
         """The name of the first parameter, "" if that cannot be told."""
         signature = signature_of(self.fn)
         return next(iter(signature.parameters), "") if signature else ""
+
+    def with_late_names(self) -> "Stage":
+        """Return it with the annotations whose names were defined below the function, too."""
+        return replace(self, hints={**hints_of(self.fn), **self.hints})
 
     def written(self, name: str) -> Any:
         """Return the annotation of a parameter, or of "return", as it stands in the file."""
@@ -134,7 +138,8 @@ def _check_is_plain(stage: Stage) -> None:
 
 def _check_arguments(stage: Stage) -> None:
     count, words = _ARGUMENTS[stage.kind]
-    signature = signature_of(stage.fn)
+    # A wrapper is what will be called, and it may pass on more than it gets.
+    signature = signature_of(stage.fn, follow_wrapped=False)
     if signature is None:
         return
     try:

@@ -110,6 +110,15 @@ class Dispatcher:
         if not self._turn_is_due:
             self._ask_for_turn()
 
+    def add_first(self, job: Job) -> None:
+        """Let a job go before all that wait, however many they are; see ``Queue.add_first``.
+
+        Raises:
+            Unavailable, PayloadError: The queue does not take it.
+        """
+        self.queue.add_first(job)
+        self._ask_for_turn()
+
     def add_all(self, jobs: Sequence[Job]) -> None:
         """Let jobs wait for their turn, all of them or none; the refusal is counted.
 

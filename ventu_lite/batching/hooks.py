@@ -1,10 +1,15 @@
-"""What Flask would run around the routes that the batching service answers itself."""
+"""What Flask would run around the routes that the batching service answers itself.
+
+What only follows the contexts of an app, such as ``teardown_appcontext``, is none of it: it ends
+what a route began, as Flask-SQLAlchemy does, and without Flask there is no context to end. Nor is
+``got_request_exception``: under Flask, too, no failure of a stage gets that far.
+"""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 from urllib.parse import quote
 
-from flask import Flask
+from flask import Flask, request_finished, request_started, request_tearing_down
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import RequestRedirect, Rule
 
@@ -30,6 +35,8 @@ _METHODS: Final = (
     "make_response", "finalize_request", "process_response", "do_teardown_request",
     "handle_user_exception", "handle_http_exception", "handle_exception",
 )  # fmt: skip
+_SIGNALS: Final = (request_started, request_finished, request_tearing_down)
+_CLASSES: Final = ("request_class", "response_class")
 # What Flask itself may say on these routes; all other statuses our views answer without handlers.
 _STATUSES: Final = (405, 500)
 
@@ -63,6 +70,8 @@ def skipped_by_serve(app: Flask, mounted: Mounted) -> list[str]:
         *_replaced_views(app, mounted),
         *_routes_before_ours(app, mounted),
         *_replaced_methods(app),
+        *_replaced_classes(app),
+        *_receivers(app),
     ]
 
 
@@ -125,6 +134,19 @@ def _replaced_methods(app: Flask) -> Iterator[str]:
         method = getattr(app, name)
         if getattr(method, "__func__", None) is not getattr(Flask, name):
             yield f"{name} {where_is(method)}"
+
+
+def _replaced_classes(app: Flask) -> Iterator[str]:
+    for name in _CLASSES:
+        kind = getattr(app, name)
+        if kind is not getattr(Flask, name):
+            yield f"{name} {kind.__module__}.{kind.__qualname__}"
+
+
+def _receivers(app: Flask) -> Iterator[str]:
+    for signal in _SIGNALS:
+        for fn in signal.receivers_for(app):
+            yield f"receiver {where_is(fn)} of {signal.name.replace('-', '_')}"
 
 
 def _rules(app: Flask, mounted: Mounted, endpoint: str) -> Iterator[Rule]:

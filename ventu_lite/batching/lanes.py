@@ -80,6 +80,10 @@ class Lane:
         self._size += job.size + JOB_OVERHEAD
         self._places.append(job)
 
+    def bring_last_to_front(self) -> None:
+        """Let the job that was appended last go before all others."""
+        self._places.rotate(1)
+
     def leave(self, job: Job) -> None:
         """Take note that a job of this lane no longer waits; its state says so already."""
         self.count -= 1

@@ -1,4 +1,10 @@
-"""The health of a service whose examples are known: they really run, through the queue."""
+"""The health of a service whose examples are known: they really run, in the batches of all.
+
+They go before all jobs that wait, whatever the capacity, as under Flask: a service with more to do
+than it can is healthy while its model answers. Were it called ill, a load balancer would give its
+load to the others, which have no less. So an example that gets no answer in time is an error: it
+did not wait for others, its batch hangs, or all workers hang in theirs.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -76,12 +82,12 @@ class _Round:
         self._complaint = ""
 
     def begin(self, now: float, deadline: float) -> None:
-        """Queue the examples, as any other job."""
+        """Queue the examples, before all that waits."""
         for number, probe in enumerate(self._probes, 1):
             job = _ProbeJob(self, number, probe, now, deadline)
             try:
-                self._dispatcher.add(job)
-            except Exception as exc:  # full, draining, or worse: that is what health is about
+                self._dispatcher.add_first(job)
+            except Exception as exc:  # draining, or worse: that is what health is about
                 self.end(number, str(exc) or type(exc).__name__)
 
     def end(self, number: int, complaint: str) -> None:

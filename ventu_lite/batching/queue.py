@@ -124,6 +124,21 @@ class Queue(Generic[W]):
         self._deadlines.add(job)
         lane.policy.job_arrived(job.queued_at)
 
+    def add_first(self, job: Job) -> None:
+        """Let a new job go before all that wait, however many they are.
+
+        For jobs that look after the service, which no load may keep from the model.
+
+        Raises:
+            Unavailable, JobTooLarge: As ``add``.
+        """
+        self._check_taken(job)
+        job.state = "waiting"
+        lane = self._lanes.append(job)
+        lane.bring_last_to_front()
+        self._deadlines.add(job)
+        lane.policy.job_arrived(job.queued_at)
+
     def check_fits(self, count: int) -> None:
         """Refuse more jobs of one call than may ever wait together: to try again is of no use.
 
@@ -242,7 +257,7 @@ class Queue(Generic[W]):
 
     def describe(self, batch: Batch[W]) -> str:
         """Say what was just taken, and the numbers behind that, for people."""
-        waited = batch.released_at - next(iter(batch.jobs.values())).queued_at
+        waited = batch.released_at - min(job.queued_at for job in batch.jobs.values())
         return (
             f"released {batch.size} job(s) to {batch.worker} ({batch.reason}): the oldest waited"
             f" {waited * 1e3:.3f} ms, {self.waiting} still wait; {self._decided.explain()}"
@@ -293,13 +308,17 @@ class Queue(Generic[W]):
 
     def _check_place(self, job: Job) -> None:
         """Refuse a job, unless only expired ones are in its way."""
+        self._check_taken(job)
+        self.expire(job.queued_at)
+        if self._lanes.count >= self._capacity:
+            raise QueueFull(f"{self._capacity} jobs wait already", retry_after=self._retry_after())
+
+    def _check_taken(self, job: Job) -> None:
+        """Refuse a job that would be refused by an empty queue, too."""
         if self.refusal:
             raise Unavailable(self.refusal, retry_after=self._retry_after())
         if job.size > self._largest:
             raise JobTooLarge(f"payload of {job.size} bytes, expected at most {self._largest}")
-        self.expire(job.queued_at)
-        if self._lanes.count >= self._capacity:
-            raise QueueFull(f"{self._capacity} jobs wait already", retry_after=self._retry_after())
 
     def _retry_after(self) -> float:
         """Return how long the workers of this moment, or one, take for the jobs that wait."""
