@@ -188,5 +188,5 @@ def test_a_secret_does_not_hide_what_is_said(
 def test_it_starts_without_flask(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["ventu_lite", "batching", "--help"])
     with pytest.raises(SystemExit) as caught:
-        __main__.main()
+        __main__.run()
     assert caught.value.code == 0

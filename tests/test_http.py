@@ -1080,6 +1080,23 @@ def test_draining_answers_what_was_accepted(play: Play) -> None:
     play(scenario, shelf)
 
 
+def test_a_request_on_its_way_when_draining_begins_is_answered(play: Play) -> None:
+    """Its client could not know; the answer says that it is the last one."""
+
+    async def scenario(site: Site) -> None:
+        clients = [await site.connect() for _ in range(2)]
+        for client in clients:
+            assert "connection" not in (await client.ask(GET)).headers
+        draining = asyncio.ensure_future(site.server.drain())
+        await turn_until(lambda: site.server.is_draining)
+        assert (await clients[0].ask(GET)).headers["connection"] == "close"
+        assert await clients[0].ends()
+        assert await clients[1].ends()  # it has asked for nothing
+        await draining
+
+    play(scenario, lambda request: request.respond(200))
+
+
 def test_the_last_answer_before_the_end_is_the_last_request_handled(play: Play) -> None:
     """A client that is told to close must be able to send the rest again elsewhere."""
     handled: list[Request] = []

@@ -4,11 +4,18 @@ import os
 import sys
 from collections.abc import Callable
 
+from .exits import quick_exit
 from .signals import ended_by_signals
 
 
 def main() -> None:
     """Run the command line and exit."""
+    with quick_exit():
+        run()
+
+
+def run() -> None:
+    """Run the command line; a process that has an end of its own calls this."""
     _take_standard_streams()
     command: Callable[[], None] | None = None
     with ended_by_signals():  # what is imported here takes longer than Python itself

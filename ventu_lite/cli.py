@@ -1,8 +1,6 @@
 """The commands. They parse, call one function of a shell, and turn its errors into exit codes."""
 
-import atexit
 import contextlib
-import gc
 import logging
 import os
 import shutil
@@ -294,10 +292,5 @@ def _shared_metrics() -> Iterator[None]:
 
 
 def main() -> None:
-    """Run the command line and exit.
-
-    At its end Python would look through all objects once more; those of torch take it seconds, in
-    which the process could long be gone.
-    """
-    atexit.register(gc.freeze)
+    """Run the command line and exit."""
     group.main(prog_name="python -m ventu_lite")

@@ -53,6 +53,8 @@ class Limits:
             ``min_rate`` bytes.
         idle_time: Between requests. Longer than the 60 s that load balancers keep idle
             connections, so that they, who know what they are about to send, close first.
+        parting_time: While draining, until an idle connection is closed. Its next request may be on
+            its way, and is answered; a client in a closed loop sends it within milliseconds.
         linger_time: After the last answer, for the client to read it. Closing on a client that
             still sends would take the answer from its hands (RFC 9112, 9.6).
         linger_size: How much is read and thrown away meanwhile.
@@ -69,6 +71,7 @@ class Limits:
     body_time: float = 30.0
     write_time: float = 30.0
     idle_time: float = 75.0
+    parting_time: float = 0.25
     linger_time: float = 3.0
     linger_size: int = 64 * 1024 * 1024
     min_rate: float = 100_000.0
@@ -143,12 +146,19 @@ class HttpServer:
         after a while.
         """
         self.is_draining = True
+        if not self.connections:
+            return
+        if self._empty is None or self._empty.done():
+            self._empty = self.loop.create_future()
+        parting = self.loop.call_later(self.limits.parting_time, self._close_idle)
+        try:
+            await asyncio.shield(self._empty)
+        finally:
+            parting.cancel()
+
+    def _close_idle(self) -> None:
         for connection in list(self.connections):
             connection.close_if_idle()
-        if self.connections:
-            if self._empty is None or self._empty.done():
-                self._empty = self.loop.create_future()
-            await asyncio.shield(self._empty)
 
     def abort(self) -> None:
         """Close every connection at once, answered or not."""

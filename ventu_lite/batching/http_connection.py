@@ -298,6 +298,11 @@ class Connection(BaseConnection):
 
     # ---- the end
 
+    @property
+    def is_unanswered(self) -> bool:
+        """Whether a request waits for its answer."""
+        return any(request.answer is None for request in self._pending)
+
     def close_if_idle(self) -> None:
         """Close if nothing is in flight and nothing has begun to come."""
         if self._phase == IDLE and not self._pending and self._buffer in _NO_REQUEST:

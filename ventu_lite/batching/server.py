@@ -145,7 +145,7 @@ class BatchingService:
         try:
             await asyncio.wait_for(self._http.drain(), patience)
         except asyncio.TimeoutError:
-            log.warning("%d client(s) did not read their answers", len(self._http.connections))
+            self._warn_of_unfinished(patience)
             self._http.abort()
         for unix_door in self._unix_doors:
             unix_door.remove()
@@ -154,6 +154,15 @@ class BatchingService:
         for links in self.links:
             links.close()
         self.dispatcher.close()
+
+    def _warn_of_unfinished(self, patience: float) -> None:
+        connections = self._http.connections
+        unanswered = sum(connection.is_unanswered for connection in connections)
+        log.warning(
+            "after %g s of stopping %d request(s) have no answer yet, and %d client(s) have not"
+            " read theirs; their connections are closed",
+            *(patience, unanswered, len(connections) - unanswered),
+        )
 
     def abort(self) -> None:
         """Drop all clients, so that ``stop`` has nobody to wait for."""
