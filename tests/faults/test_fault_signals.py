@@ -1,12 +1,14 @@
 """SIGTERM, SIGINT, SIGHUP: once and twice, to one process and to all, whatever they are doing."""
 
 import contextlib
+import http.client
 import os
 import pty
 import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import IO
 
 import pytest
 from crowds import at_once, samples
-from deployments import GUNICORN, SERVE, TCP, UNIX, children, deployed, until
+from deployments import GUNICORN, SERVE, TCP, UNIX, behind_batching, children, deployed, until
 from phases import (
     MODEL,
     SERVE_APP,
@@ -257,6 +259,44 @@ def test_a_second_signal_ends_all_at_once(
         if how == SERVE:
             assert not os.listdir(deployment.env["TMPDIR"])
         assert not (directory / "s").exists()
+
+
+QUICK = """
+from ventu_lite import Service
+
+service = Service("quick", request=int, response=int)
+service.add_stage("infer", list, batch=True)
+app = service.app
+"""
+
+
+@behind_batching
+def test_clients_that_keep_asking_are_told_that_an_answer_is_the_last(
+    directory: Path, how: str
+) -> None:
+    """A request that is on its way when the signal comes is answered, too."""
+    with deployed(how, QUICK, directory) as deployment:
+        server = deployment.server
+        asked = threading.Semaphore(0)
+
+        def keep_asking() -> bool:
+            with contextlib.closing(http.client.HTTPConnection("127.0.0.1", server.port)) as client:
+                client.connect()
+                while True:
+                    client.request("POST", "/inference", b"1")
+                    answer = client.getresponse()
+                    assert (answer.status, answer.read()) == (200, b"1")
+                    asked.release()
+                    if answer.getheader("Connection") == "close":
+                        return True
+
+        with ThreadPoolExecutor(16) as pool:
+            clients = [pool.submit(keep_asking) for _ in range(16)]
+            for _ in range(200):
+                assert asked.acquire(timeout=TIMEOUT)
+            server.process.signal(TERM)
+            assert [client.result(TIMEOUT) for client in clients] == [True] * 16
+        assert server.process.wait() == 0
 
 
 def test_a_worker_dies_during_the_drain(directory: Path) -> None:
