@@ -36,6 +36,7 @@ class Language(BaseModel):
 
 language = Service("language")
 length = Service("length", request=str, response=int, examples=["four", "fourteen"])
+# Examples count, too: at the start they run alone and in batches, then for /health.
 found = Counter("languages_found", "Texts by language.", ["language"])
 
 

@@ -8,9 +8,11 @@ from runpy import run_path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from flask import Flask
+from pydantic import FiniteFloat
 from pydantic.fields import FieldInfo
 from werkzeug.exceptions import UnsupportedMediaType
 
@@ -32,31 +34,65 @@ def run(code: str) -> dict[str, Any]:
     return names
 
 
-def answer_to_curl(number: int, app: Flask) -> str:
-    """Return what a client gets that sends what one of the ``curl`` commands sends."""
-    lines = [line for line in "".join(blocks("sh")).splitlines() if line.startswith("curl")]
-    _, url, _, body = shlex.split(lines[number])
+def answer_to_curl(app: Flask) -> str:
+    """Return what a client gets that sends what the ``curl`` command sends."""
+    (line,) = (line for line in "".join(blocks("sh")).splitlines() if line.startswith("curl"))
+    _, url, _, body = shlex.split(line)
     return app.test_client().post(url, data=body, content_type="*/*").text
 
 
 def test_the_first_example_answers_as_it_says() -> None:
     app = run(blocks("python")[0])["app"]
-    assert answer_to_curl(0, app) == blocks("json")[0].strip()
+    assert answer_to_curl(app) == blocks("json")[0].strip()
 
 
 def test_the_sample_answers_as_it_says() -> None:
     sample = run_path(str(ROOT / "samples" / "sentiment.py"))
     answer = blocks("json")[1].strip()
-    assert answer_to_curl(1, sample["app"]) == answer
+    assert answer_to_curl(sample["app"]) == answer
     assert f"`{answer}`" in (ROOT / "samples" / "README.md").read_text()
 
 
 def test_a_model_is_loaded_by_setup_and_not_by_the_import() -> None:
-    names = run(blocks("python")[1])
+    names = run(blocks("python")[2])
     assert names["model"] is None
-    answer = names["app"].test_client().post("/inference", json="my cat is very cute")
-    assert answer.json == 0.5095
+    request, response = "my cat is very cute", '{"score":0.5095,"positive":true}'
+    answer = names["app"].test_client().post("/inference", json={"text": request})
+    assert answer.text == response
+    assert f'`{{"text": "{request}"}}` gets `{response}`' in README
     assert names["model"] is not None
+
+
+def test_what_stages_hand_on_may_be_anything_and_arrays_are_answers() -> None:
+    service = Service("arrays")
+
+    @service.preprocess
+    def array(request: list[FiniteFloat]) -> np.ndarray[Any, Any]:
+        return np.array(request)
+
+    @service.infer(batch=True)
+    def double(batch: list[np.ndarray[Any, Any]]) -> list[list[float]]:
+        return np.array(batch) * 2  # type: ignore[return-value]  # as users write it
+
+    client = service.app.test_client()
+    assert client.post("/inference", json=[1, 2]).text == "[2.0,4.0]"
+    assert client.post("/inference", data="[1, NaN]").status_code == 422
+
+
+def test_an_example_runs_alone_and_in_a_batch_at_the_start_and_alone_in_health() -> None:
+    batches: list[int] = []
+
+    def measure(batch: list[str]) -> list[int]:
+        batches.append(len(batch))
+        return list(map(len, batch))
+
+    service = Service("length", examples=["four"], timeout=30)
+    service.add_stage("infer", measure, batch=True)
+    client = service.app.test_client()
+    assert client.post("/inference", json="x").json == 1
+    assert batches == [1, 32, 1]
+    assert client.get("/health").status_code == client.get("/health").status_code == 200
+    assert batches == [1, 32, 1, 1]
 
 
 @pytest.mark.parametrize("name", ["test_the_model", "test_over_http"])
@@ -64,7 +100,7 @@ def test_the_tests_of_the_first_example_pass(name: str, monkeypatch: pytest.Monk
     app = ModuleType("app")
     monkeypatch.setitem(sys.modules, "app", app)
     exec(compile(blocks("python")[0], "app.py", "exec"), app.__dict__)
-    run(blocks("python")[2])[name]()
+    run(blocks("python")[1])[name]()
 
 
 def test_what_predict_and_ask_raise() -> None:
@@ -89,26 +125,24 @@ def test_predict_raises_what_a_stage_raised(raised: Exception) -> None:
 
 
 def test_a_route_of_its_own_asks_the_model() -> None:
-    client = run(blocks("python")[3])["app"].test_client()
-    assert client.get("/shout/hello").text == "HELLO!"
-
-
-def test_two_services_live_in_one_app() -> None:
-    client = run(blocks("python")[4])["app"].test_client()
-    assert client.post("/one/inference", json="four").json == 4
-    assert client.post("/two/inference", json="four").json == "FOUR"
+    client = run(blocks("python")[0] + blocks("python")[3])["app"].test_client()
+    assert client.get("/length/hello").text == "hello has 5 letters"
+    assert client.get("/length/x").status_code == 422
+    for page in ("/", "/apidoc/openapi.json"):
+        assert "/inference" in client.get(page).text
+        assert "/length" not in client.get(page).text
 
 
 def test_the_answer_of_an_example_is_compared() -> None:
-    code = blocks("python")[5]
+    code = blocks("python")[0].replace('service = Service("length")\n', blocks("python")[4])
     health = run(code)["service"].health_check().as_dict()
     assert health["inference"] == "OK"
-    wrong = run(code.replace('("four", 4)', '("four", 5)'))["service"].health_check().as_dict()
+    wrong = run(code.replace('{"length": 4}', '{"length": 5}'))["service"].health_check().as_dict()
     assert wrong["inference"] == "Error"
 
 
 def test_every_python_block_is_tried() -> None:
-    assert len(blocks("python")) == 6
+    assert len(blocks("python")) == 5
 
 
 def test_a_file_that_came_from_ventu_answers() -> None:
