@@ -8,6 +8,8 @@ import argparse
 import importlib
 import importlib.util
 import json
+import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -91,17 +93,25 @@ def header(value: str) -> tuple[str, str]:
     return name.strip(), rest.strip()
 
 
+def looks_like_a_file(body: str) -> bool:
+    """Whether a name was meant and no text: JSON begins otherwise, or ends otherwise."""
+    has_suffix = re.search(r"\.[a-z]\w{1,7}$", body, re.IGNORECASE)
+    return not body.startswith(("{", "[", '"')) and ("/" in body or has_suffix is not None)
+
+
 def body_bytes(body: str, kind: str) -> bytes:
     """Return what is sent: the file of that name, else the text itself.
 
     With ``kind`` msgpack a text and a ``.json`` file are packed, any other file goes as it is.
 
     Raises:
-        ValueError: It is to be packed and is not JSON.
+        ValueError: It can only be a file, and there is none; or it is to be packed and no JSON.
         ModuleNotFoundError: It is to be packed and msgpack is missing.
     """
     path = Path(body)
-    is_file = len(body) < 4096 and "\0" not in body and path.is_file()
+    is_file = os.path.isfile(body)  # which takes a text of any length
+    if not is_file and looks_like_a_file(body):
+        raise ValueError(f"no such file: {body}")
     data = path.read_bytes() if is_file else body.encode()
     if kind != "msgpack" or is_file and path.suffix != ".json":
         return data

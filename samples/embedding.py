@@ -9,7 +9,7 @@ It answers with a vector of 384 numbers. Any OpenAI client takes it for the real
 
 import base64
 import struct
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from flask import request
 from pydantic import BaseModel, Field, ValidationError
@@ -82,10 +82,15 @@ app = service.app
 
 
 class OpenAIRequest(BaseModel):
-    input: str | list[str] = Field(min_length=1, max_length=1024)
-    model: str
-    encoding_format: Literal["float", "base64"] = "float"
-    user: str | None = None
+    input: str | Annotated[list[str], Field(min_length=1, max_length=1024)] = Field(
+        description="text, or a list of 1 to 1024 texts; token ids are not supported"
+    )
+    model: str = Field(description="a name")
+    encoding_format: Literal["float", "base64"] = Field("float", description="float or base64")
+    dimensions: Literal[384] | None = Field(
+        None, description="384 or left out: the vectors of this model cannot be shortened"
+    )
+    user: str | None = Field(None, description="text")
 
 
 @app.post("/v1/embeddings")
@@ -94,8 +99,7 @@ def embeddings() -> tuple[dict[str, Any], int]:
     try:
         wanted = OpenAIRequest.model_validate_json(request.get_data())
     except ValidationError as exc:
-        places = {".".join(map(str, error["loc"])) or "body" for error in exc.errors()}
-        return _refused(400, f"no request for embeddings: see {', '.join(sorted(places))}")
+        return _misunderstood(exc)
     texts = [wanted.input] if isinstance(wanted.input, str) else wanted.input
     try:
         answers = service.ask_all([{"text": text} for text in texts])
@@ -127,10 +131,20 @@ def models() -> dict[str, Any]:
     return {"object": "list", "data": [entry]}
 
 
-def _refused(status: int, message: str) -> tuple[dict[str, Any], int]:
+def _misunderstood(exc: ValidationError) -> tuple[dict[str, Any], int]:
+    """Return what the first field that is wrong should be."""
+    place = exc.errors()[0]["loc"]
+    if not place:
+        return _refused(400, "the body should be a JSON object")
+    name = str(place[0])
+    wanted = OpenAIRequest.model_fields[name].description
+    return _refused(400, f"{name} should be {wanted}", name)
+
+
+def _refused(status: int, message: str, param: str | None = None) -> tuple[dict[str, Any], int]:
     """Return an error in the form that clients of OpenAI read."""
     kind = "invalid_request_error" if status < 500 else "server_error"
-    return {"error": {"message": message, "type": kind, "param": None, "code": None}}, status
+    return {"error": {"message": message, "type": kind, "param": param, "code": None}}, status
 
 
 def _encoded(vector: list[float], encoding: str) -> list[float] | str:

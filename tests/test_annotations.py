@@ -166,6 +166,14 @@ def test_one_unknown_name_does_not_hide_the_others() -> None:
     assert stage.written("return") == "Unknown"
 
 
+@pytest.mark.parametrize("name", ["request", "return", "nothing"])
+def test_why_an_annotation_means_nothing_is_told(name: str) -> None:
+    def half(request: Request) -> list[Unknown]: ...  # type: ignore[empty-body]
+
+    said = "the name 'Unknown' is not defined" if name == "return" else ""
+    assert make_stage("preprocess", half, NO_OPTIONS).why_unresolved(name) == said
+
+
 def test_a_name_that_is_defined_below_the_function_is_found_later() -> None:
     def early(request: Below) -> Request: ...  # type: ignore[empty-body]
 

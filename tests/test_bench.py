@@ -602,6 +602,7 @@ def test_what_is_no_service_is_not_measured(
         (["load", "a", "--processes", "65"], bench.WRONG_USAGE, "65 processes for 64 clients"),
         (["load", "a", "--header", "x"], bench.WRONG_USAGE, "is not 'Name: value'"),
         (["load", "a", "--type", "msgpack", "--body", "x"], bench.WRONG_USAGE, "packs JSON"),
+        (["load", "a", "--body", "no.json"], bench.WRONG_USAGE, "no such file: no.json"),
         (["compare", "--only", "triton"], bench.WRONG_USAGE, "invalid choice"),
         (["compare", "--clients", "1,0"], bench.WRONG_USAGE, "is not above 0"),
     ],
@@ -618,6 +619,21 @@ def test_the_exit_code_and_the_words_are_those_of_the_process() -> None:
     done = bench_py("load", "https://127.0.0.1/")
     assert (done.returncode, done.stdout) == (bench.WRONG_USAGE, "")
     assert re.fullmatch(r"bench\.py: .* is not http.*\n", done.stderr)
+
+
+@pytest.mark.parametrize("body", ["no.msgpack", "cat.png", "a file.JSON", "bodies/one", "./{}"])
+def test_a_name_of_no_file_is_not_sent_as_a_text(body: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"no such file: {body}")):
+        bench.body_bytes(body, "json")
+
+
+@pytest.mark.parametrize(
+    "body",
+    ['{"url": "http://a/b.json"}', '["a/b"]', '"a.json"', "1.5e30", "text", "Hi. Ho", "x" * 300],
+)
+def test_a_text_is_sent_as_it_is(body: str) -> None:
+    """One of 300 letters is too long for the name of a file, which is no error."""
+    assert bench.body_bytes(body, "json") == body.encode()
 
 
 @pytest.mark.parametrize("command", [[], ["load"], ["compare"]])

@@ -130,6 +130,17 @@ def test_without_examples_the_set_up_is_tried_and_the_way_to_have_one_told() -> 
     )
 
 
+def test_without_examples_a_list_that_may_be_a_batch_is_told() -> None:
+    service = Service("mute")
+    service.infer(double)
+    message = r"it has no example; double .* Did you mean @service\.infer\(batch=True\)\?"
+    with (
+        pytest.warns(UserWarning, match="batch=True"),
+        pytest.raises(ConfigError, match=message),
+    ):
+        check(service)
+
+
 def test_without_examples_a_set_up_that_fails_is_told() -> None:
     service = Service("mute", request=int, response=int)
     service.add_stage("infer", double, batch=True)
@@ -241,6 +252,18 @@ def test_a_batch_that_outlasts_the_timeout_is_told() -> None:
         "the model took 8.0 s for 8 item(s), but a request waits no longer than timeout, 5 s:"
         " raise VENTU_TIMEOUT, or lower VENTU_MAX_BATCH_SIZE"
     ) in report.remarks
+
+
+def test_a_smaller_batch_is_no_advice_if_one_item_outlasts_the_timeout() -> None:
+    clock = Clock()
+
+    def work(batch: list[int]) -> list[int]:
+        clock.now += 6
+        return double(batch)
+
+    remarks = check(service_of(work, timeout=5), clock=clock).remarks
+    (said,) = (one for one in remarks if "timeout" in one)
+    assert said.endswith("timeout, 5 s: raise VENTU_TIMEOUT")
 
 
 def test_the_report_is_a_table() -> None:

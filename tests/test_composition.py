@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 from cats import Request, Response, clean, full_service, rate, rate_all
 from pydantic import BaseModel, ConfigDict
@@ -71,6 +73,27 @@ def bare(batch: "list") -> list[int]:  # type: ignore[type-arg]
     return batch
 
 
+def part_of_it(batch: "list[str]") -> "List[int]":  # type: ignore[name-defined]  # noqa: F821
+    return batch
+
+
+def no_member(batch: "list[str]") -> "np.Array":  # type: ignore[name-defined]
+    return batch
+
+
+def arrays(batch: npt.NDArray[np.float32]) -> np.ndarray:
+    return batch
+
+
+def nothing(batch: list[str]) -> None: ...
+
+
+def table(batch: list[str]) -> dict[str, float]: ...  # type: ignore[empty-body]
+
+
+def number(batch: list[str]) -> np.float64: ...  # type: ignore[empty-body]
+
+
 def array(batch: "list[int]") -> "Nowhere":  # type: ignore[name-defined]  # noqa: F821
     return batch
 
@@ -113,9 +136,51 @@ def array(batch: "list[int]") -> "Nowhere":  # type: ignore[name-defined]  # noq
             array,
             True,
             {},
-            r"the return value of array .* says 'Nowhere', and not all of that is defined\."
+            r"the return value of array .* says 'Nowhere', but the name 'Nowhere' is not defined\."
             r" Define or import it above the line that asks for the app, or say Service\(",
             id="an annotation of what is not there",
+        ),
+        pytest.param(
+            part_of_it,
+            True,
+            {},
+            r"says 'List\[int\]', but the name 'List' is not defined\. Define or import it above",
+            id="an annotation of which a part is not there",
+        ),
+        pytest.param(
+            no_member,
+            True,
+            {},
+            r"says 'np.Array', but that raises AttributeError\(.*'Array'.*\)\. Define or import",
+            id="an annotation that raises",
+        ),
+        pytest.param(
+            arrays,
+            True,
+            {"request": str},
+            r"the return value of arrays .* says ndarray, but a batch function has a list there\."
+            r" Write `def arrays\(\.\.\.\) -> list\[list\[float\]\]`,"
+            r" or say Service\('x', response=list\[float\]\)\."
+            r" Say float instead if each item is one number; what you return is converted\.$",
+            id="an array of answers",
+        ),
+        pytest.param(
+            arrays,
+            True,
+            {"response": float},
+            r"says ndarray, but .* `def arrays\(batch: list\[list\[float\]\]\)`,"
+            r" or say Service\('x', request=list\[float\]\)\."
+            r" Say float instead if each item is one number; make the array inside\.$",
+            id="an array of requests",
+        ),
+        pytest.param(nothing, True, {}, r"tells none\. .* -> list\[Response\]`", id="None"),
+        pytest.param(table, True, {}, r"tells none\. .* -> list\[Response\]`", id="a dict"),
+        pytest.param(
+            number,
+            True,
+            {},
+            r"says float64, but .* `def number\(\.\.\.\) -> list\[float\]`, or .*=float\)\.$",
+            id="a number of numpy",
         ),
         pytest.param(
             bare,
@@ -147,6 +212,17 @@ def test_an_unknown_schema_is_told_with_the_fix(
     service.infer(batch=batch)(fn)
     with pytest.raises(RegistrationError, match=message):
         service.compose()
+
+
+@pytest.mark.parametrize(
+    ("response", "array", "answer"),
+    [(float, np.ones(2), b"1.0"), (list[float], np.ones((2, 3), np.float32), b"[1.0,1.0,1.0]")],
+)
+def test_what_is_told_of_arrays_works(response: Any, array: Any, answer: bytes) -> None:
+    service = Service("x", request=str, response=response)
+    service.infer(batch=True)(lambda batch: array)
+    run = pipeline(service, prefer_batch=True).run([b'"a"', b'"b"'], "json")
+    assert run.outcomes == [answer] * 2
 
 
 def test_a_schema_may_be_defined_below_the_function() -> None:

@@ -175,6 +175,24 @@ def test_what_a_batch_function_returns_besides_exceptions_is_one_item() -> None:
 # ------------------------------------------------------- lists of which nobody says what they mean
 
 
+@pytest.mark.parametrize(
+    ("schema", "examples"),
+    [
+        pytest.param(Request, [{"text": "a"}], id="model"),
+        pytest.param(str, ["a", "b"], id="builtin"),
+    ],
+)
+def test_an_example_of_one_for_a_list_is_told_with_what_may_be_meant(
+    schema: Any, examples: Any
+) -> None:
+    """The error is what is read, so no warning comes before it."""
+    service = Service("x", examples=examples)
+    service.infer(taking(list[schema], list[float]))
+    message = r"^the example .* does not fit .* Did you mean @service\.infer\(batch=True\)\? Else"
+    with pytest.raises(RegistrationError, match=message):
+        service.compose()
+
+
 @pytest.mark.parametrize("item", [str, Request])
 def test_a_list_for_a_single_request_is_warned_of(item: type) -> None:
     service = Service("x")
@@ -202,4 +220,62 @@ def test_other_lists_are_not_warned_of(
 ) -> None:
     service = Service("x", request=request_type)
     service.add_stage("infer", taking(list[str], returned), **options)
+    assert service.compose()  # a warning would be an error here
+
+
+# -------------------------------------------------------------- builtin types that cannot be meant
+
+
+@pytest.mark.parametrize(
+    ("made", "taken", "batch", "said"),
+    [
+        pytest.param(int, list[str], True, "takes str, but gets int", id="batch"),
+        pytest.param(int, str, False, "takes str, but gets int", id="one"),
+        pytest.param(str, list[bytes], True, "takes bytes, but gets str", id="bytes"),
+        pytest.param(list, float, False, "takes float, but gets list", id="list"),
+    ],
+)
+def test_a_stage_that_gets_another_builtin_is_warned_of(
+    made: Any, taken: Any, batch: bool, said: str
+) -> None:
+    service = service_of(None, taking(taken), batch=batch)
+    service.preprocess(taking(str, made))
+    with pytest.warns(UserWarning) as caught:
+        service.compose()
+    (told,) = caught
+    assert told.filename == __file__
+    message = rf"stage \({HERE}:\d+\) {said}: correct the annotation that is wrong$"
+    assert re.search(message, str(told.message))
+
+
+def test_a_postprocess_that_gets_another_builtin_is_warned_of() -> None:
+    service = service_of(str, taking(list[str], list[float | Exception]), batch=True)
+    service.postprocess(taking(str))
+    with pytest.warns(UserWarning, match="takes str, but gets float"):
+        service.compose()
+
+
+@pytest.mark.parametrize(
+    ("made", "taken"),
+    [
+        pytest.param(int, float, id="numbers"),
+        pytest.param(bool, int, id="a bool is an int"),
+        pytest.param(tuple, list[list], id="one may be used as the other"),  # type: ignore[type-arg]
+        pytest.param(list[int], list[tuple[int, ...]], id="parts"),
+        pytest.param(Any, list[str], id="anything"),
+        pytest.param(object, list[str], id="any object"),
+        pytest.param(int | str, list[str], id="a union"),
+        pytest.param(Words, list[str], id="a class of the user"),
+        pytest.param(Annotated[str, {}], list[Annotated[str, []]], id="what has no hash"),
+        pytest.param(Request, list[str], id="a model"),
+        pytest.param(None, list[str], id="nothing"),
+        pytest.param(int, None, id="nothing is said"),
+    ],
+)
+def test_other_types_are_not_warned_of(made: Any, taken: Any) -> None:
+    infer = taking(taken)
+    if taken is None:
+        del infer.__annotations__["items"]
+    service = service_of(None, infer, batch=True)
+    service.preprocess(taking(str, made))
     assert service.compose()  # a warning would be an error here

@@ -310,6 +310,28 @@ def test_flask_warms_the_single_function_up_and_a_worker_the_other() -> None:
     assert seen.all == [[3], [3, 3]]
 
 
+@pytest.mark.parametrize(
+    ("alone", "fix"),
+    [
+        pytest.param(1.0, "raise VENTU_TIMEOUT, or lower VENTU_MAX_BATCH_SIZE", id="a batch is"),
+        pytest.param(2.5, "raise VENTU_TIMEOUT", id="one item is"),
+    ],
+)
+def test_what_is_too_slow_decides_what_helps(
+    alone: float, fix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = Clock()
+
+    def slow(numbers: list[int]) -> list[int]:
+        clock.now += alone if len(numbers) == 1 else 3.0
+        return numbers
+
+    service = make_batch_service(slow, timeout=2.0, warmup_batch_size=4)
+    Runtime(service, clock=clock).startup.run()
+    (said,) = (one.getMessage() for one in caplog.records if "VENTU_TIMEOUT" in one.getMessage())
+    assert said.endswith(f"timeout, 2 s: {fix}")
+
+
 @pytest.mark.parametrize(("seconds", "count"), [(2.0, 0), (2.1, 1)])
 def test_a_warm_up_longer_than_a_request_waits_is_told(
     seconds: float, count: int, caplog: pytest.LogCaptureFixture

@@ -79,8 +79,37 @@ class TestEmbedding:
         assert [model.id for model in client.models.list()] == ["all-MiniLM-L6-v2"]
         with pytest.raises(openai.UnprocessableEntityError):
             client.embeddings.create(model="m", input=["a", "b" * 30_000])
-        with pytest.raises(openai.BadRequestError, match="input"):
-            client.embeddings.create(model="m", input=[])
+        long = client.embeddings.create(model="m", input="a long text " * 200, dimensions=384)
+        assert long.usage.total_tokens == 256
+
+    @pytest.mark.parametrize(
+        ("options", "param", "said"),
+        [
+            pytest.param({"input": []}, "input", "a list of 1 to 1024 texts", id="nothing"),
+            pytest.param({"input": [[1, 2, 3]]}, "input", "token ids are not supported", id="ids"),
+            pytest.param({"input": [1, 2, 3]}, "input", "token ids are not supported", id="one"),
+            pytest.param(
+                {"input": "a", "dimensions": 10}, "dimensions", "cannot be shortened", id="shorter"
+            ),
+        ],
+    )
+    def test_what_it_cannot_do_is_told_to_the_client_of_openai(
+        self, embedding: Server, options: dict[str, Any], param: str, said: str
+    ) -> None:
+        openai = pytest.importorskip("openai", reason="needs the package openai")
+        client = openai.OpenAI(base_url=f"http://127.0.0.1:{embedding.port}/v1", api_key="none")
+        with pytest.raises(openai.BadRequestError, match=said) as caught:
+            client.embeddings.create(model="m", **options)
+        assert (caught.value.param, caught.value.type) == (param, "invalid_request_error")
+
+    @pytest.mark.parametrize("body", [b"", b"[1]", b"{"])
+    def test_what_is_no_object_is_told(self, embedding: Server, body: bytes) -> None:
+        with embedding.client() as client:
+            answer = client.ask(
+                "POST", "/v1/embeddings", body, {"Content-Type": "application/json"}
+            )
+        assert answer.status == 400
+        assert b"the body should be a JSON object" in answer.body
 
     def test_base64_is_the_same_vector(self, embedding: Server) -> None:
         def vector(encoding: str) -> Any:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Generic, TypeVar
 
 import msgpack
 import numpy as np
+import numpy.typing as npt
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, Json, RootModel, field_validator
 from pydantic import ValidationError as PydanticError
@@ -161,7 +162,6 @@ def test_any_type_of_pydantic_is_a_schema_both_ways(
     ("annotation", "reason"),
     [
         pytest.param(3, "3: Unable to generate", id="a value"),
-        pytest.param(np.ndarray, "ndarray'>: Unable to generate", id="an array"),
         pytest.param("Missing", "'Missing': name 'Missing' is not defined", id="a name"),
         pytest.param(list["Missing"], "name 'Missing' is not defined", id="a name inside"),  # type: ignore[name-defined]  # noqa: F821
         pytest.param(Never, "name 'Nowhere' is not defined", id="a model with a name"),
@@ -177,6 +177,43 @@ def test_a_type_that_cannot_be_validated_is_refused_at_once(annotation: Any, rea
     """Not at the first request."""
     with pytest.raises(RegistrationError, match=f"^pydantic cannot validate .*{reason}.* Use a "):
         Schema(annotation)
+
+
+class Tensor:
+    """As that of torch."""
+
+    def tolist(self) -> list[float]: ...  # type: ignore[empty-body]
+
+
+@pytest.mark.parametrize(
+    ("annotation", "advice"),
+    [
+        pytest.param(np.ndarray, "list[float] for ndarray, or list[list[float]]", id="array"),
+        pytest.param(npt.NDArray[np.int8], "list[float] for ndarray, or list", id="typed array"),
+        pytest.param(dict[str, np.ndarray], "list[float] for ndarray, or list", id="inside"),
+        pytest.param(int | Tensor, "list[float] for Tensor, or list[list[float]]", id="tensor"),
+        pytest.param(np.float32, "float for float32: what you return is converted.", id="float"),
+        pytest.param(list[np.float64], "float for float64: what", id="list of floats"),
+        pytest.param(np.uint8, "int for uint8: what", id="int"),
+        pytest.param(np.bool_, f"bool for {np.bool_.__name__}: what", id="bool"),
+        pytest.param(np.str_, "str for str_: what", id="str"),
+    ],
+)
+def test_what_stands_for_an_array_is_told(annotation: Any, advice: str) -> None:
+    with pytest.raises(RegistrationError) as caught:
+        Schema(annotation)
+    assert f". Write {advice}" in str(caught.value)
+    assert "arbitrary_types_allowed" not in str(caught.value)
+
+
+@pytest.mark.parametrize("annotation", [type(sys), np.complex64, type("Own", (), {})])
+def test_what_no_builtin_stands_for_is_told_with_all_that_can_be_said(annotation: Any) -> None:
+    with pytest.raises(RegistrationError) as caught:
+        Schema(annotation)
+    assert str(caught.value).endswith(
+        ". Use a BaseModel, a dataclass, a TypedDict or a builtin such as list[float]."
+    )
+    assert "arbitrary_types_allowed" not in str(caught.value)
 
 
 # ----------------------------------------------------------------------------- requests

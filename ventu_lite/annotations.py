@@ -5,6 +5,7 @@ import inspect
 import operator
 import typing
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from types import SimpleNamespace, UnionType
 from typing import Any, Final
 
@@ -28,16 +29,23 @@ def hints_of(fn: Callable[..., Any]) -> dict[str, Any]:
     whether it matters is known only when the service is composed.
     """
     target = _annotated(fn)
-    module, names = getattr(target, "__globals__", {}), _names_around(target)
     hints: dict[str, Any] = {}
-    for name, hint in getattr(target, "__annotations__", {}).items():
-        alone = SimpleNamespace(__annotations__={name: hint})
-        try:
-            hints |= typing.get_type_hints(alone, module, names, include_extras=True)
-        except Exception:  # an annotation is any expression, so anything can come out of it
-            continue
+    for name in getattr(target, "__annotations__", {}):
+        with suppress(Exception):  # an annotation is any expression, so anything can come out of it
+            hints |= _resolved(target, name)
     inner = innermost(fn)
     return hints | {"return": inner} if inspect.isclass(inner) else hints
+
+
+def why_unresolved(fn: Callable[..., Any], name: str) -> str:
+    """Return why the annotation of a parameter, or of "return", means nothing; "" if it does."""
+    try:
+        _resolved(_annotated(fn), name)
+    except NameError as exc:
+        return f"the name {exc.name!r} is not defined"
+    except Exception as exc:
+        return f"that raises {exc!r}"
+    return ""
 
 
 def annotation_of(fn: Callable[..., Any], name: str) -> Any:
@@ -75,6 +83,18 @@ def _annotated(fn: Callable[..., Any]) -> Any:
     if inspect.isclass(inner):
         return inner.__init__
     return inner if hasattr(inner, "__code__") else getattr(type(inner), CALL)
+
+
+def _resolved(target: Any, name: str) -> dict[str, Any]:
+    """Return one annotation with its names resolved, by its own name; nothing if there is none.
+
+    Raises:
+        Exception: Whatever the expression raises.
+    """
+    hints = getattr(target, "__annotations__", {})
+    alone = SimpleNamespace(__annotations__={key: hints[key] for key in hints if key == name})
+    module, names = getattr(target, "__globals__", {}), _names_around(target)
+    return typing.get_type_hints(alone, module, names, include_extras=True)
 
 
 def _names_around(target: Any) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def check(service: "Service", *, clock: Callable[[], float] = time.perf_counter)
     runner = runtime.act_as_worker(too_large)
     runtime.startup.run()
     if not composition.probes:
-        raise ConfigError(_without_example(service.name, old_name))
+        raise ConfigError(_without_example(service.name, old_name or composition.doubt))
     examiner = _Examiner(runner, composition.probes)
     sizes = _sizes(composition.max_batch_size)
     complaints = examiner.complaints(sorted({1, 2, composition.max_batch_size}))
@@ -55,11 +55,11 @@ def check(service: "Service", *, clock: Callable[[], float] = time.perf_counter)
     return Report(complaints, [old_name, *remarks] if old_name else remarks, timings)
 
 
-def _without_example(service: str, old_name: str) -> str:
+def _without_example(service: str, reason: str) -> str:
     fix = "give it one or, better, two requests that differ:"
     return (
         f"service {service!r} gets through its set-up, but nothing was asked: it has no example;"
-        f" {old_name or f'{fix} Service({service!r}, examples=[...])'}"
+        f" {reason or f'{fix} Service({service!r}, examples=[...])'}"
     )
 
 

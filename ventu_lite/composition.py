@@ -1,22 +1,21 @@
 """What a service is once its stages are complete: schemas, examples, sizes and the pipeline."""
 
-from collections.abc import Callable, Hashable, Mapping
+import warnings
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from .annotations import MISSING
 from .config import Codec, Config
+from .declarations import declared
 from .errors import RegistrationError
 from .examples import Probe, find_examples
-from .functions import where_from
-from .handovers import refuse_mixed_up, warn_of_lists
+from .functions import place, where_from
+from .handovers import doubt_about_lists, doubts_about_types, refuse_mixed_up
 from .isolation import BatchInfer, OnBlameless, SingleInfer
 from .pipeline import Mode, Pipeline
 from .schema_examples import batch_size_in
 from .stages import Stage, is_size
 from .validation import Schema
-
-Side = Literal["request", "response"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +28,7 @@ class Composition:
         request, response: The schemas.
         probes: The examples, checked.
         warmup_batch_size: How many copies of an example make the warm-up batch.
+        doubt: What the user may have meant instead, "" if nothing.
         where: ``file:line`` of the code that asked for it first.
     """
 
@@ -38,6 +38,7 @@ class Composition:
     response: Schema
     probes: list[Probe]
     warmup_batch_size: int
+    doubt: str
     where: str
 
     @property
@@ -138,17 +139,33 @@ def compose(
         )
     stages = {slot: stage.with_late_names() for slot, stage in stages.items()}
     requests = Schema(
-        _annotation("request", request, stages, config.name), max_body=int(config.max_body)
+        declared("request", request, stages, config.name), max_body=int(config.max_body)
     )
-    responses = Schema(_annotation("response", response, stages, config.name))
+    responses = Schema(declared("response", response, stages, config.name))
     refuse_mixed_up(stages, requests.annotation)
-    if request is None:
-        warn_of_lists(stages)
-    codecs: list[Codec] = ["json", "msgpack"] if config.codec == "auto" else [config.codec]
-    probes = find_examples(examples, requests, responses, codecs)
+    doubt = doubt_about_lists(stages) if request is None else ""
+    probes = _probes(examples, requests, responses, config, doubt)
+    _warn(filter(None, [doubt, *doubts_about_types(stages, requests.annotation)]))
     most = largest_batch(stages, config)
     size = _warmup_size(warmup_batch_size, requests, most)
-    return Composition(stages, config, requests, responses, probes, size, where_from())
+    return Composition(stages, config, requests, responses, probes, size, doubt, where_from())
+
+
+def _probes(
+    given: Any, request: Schema, response: Schema, config: Config, doubt: str
+) -> list[Probe]:
+    codecs: list[Codec] = ["json", "msgpack"] if config.codec == "auto" else [config.codec]
+    try:
+        return find_examples(given, request, response, codecs)
+    except RegistrationError as exc:
+        if not doubt:
+            raise
+        raise RegistrationError(f"{exc} {doubt}") from exc.__cause__
+
+
+def _warn(doubts: Iterable[str]) -> None:
+    for doubt in doubts:
+        warnings.warn_explicit(doubt, UserWarning, *place())
 
 
 def largest_batch(stages: Mapping[str, Stage], config: Config) -> int:
@@ -171,43 +188,3 @@ def _warmup_size(given: Any, request: Schema, most: int) -> int:
     if not is_size(size):
         raise RegistrationError(f"warmup_batch_size is {size!r}, expected an integer from 1")
     return min(int(size), most)
-
-
-def _annotation(side: Side, given: Any, stages: Mapping[str, Stage], service: str) -> Any:
-    """Return what was given, else what the annotation of the outermost stage says."""
-    if given is not None:
-        return given
-    outer = stages.get("preprocess" if side == "request" else "postprocess")
-    infers = [stages[slot] for slot in ("infer", "batch infer") if slot in stages]
-    asked = [outer] if outer else infers
-    hints = (one.input_type() if side == "request" else one.output_type() for one in asked)
-    known = next((hint for hint in hints if hint is not MISSING), MISSING)
-    if known is MISSING:
-        raise RegistrationError(_unknown(side, asked[0], service))
-    return known
-
-
-def _unknown(side: Side, stage: Stage, service: str) -> str:
-    """Return why a stage does not tell the schema, and what to write."""
-    name, parameter = stage.name, stage.parameter
-    place = parameter if side == "request" else "return"
-    written = stage.written(place)
-    is_one = stage.options.batch and isinstance(written, type) and written is not list
-    kind = written.__name__ if is_one else side.capitalize()
-    typed = f"list[{kind}]" if stage.options.batch else kind
-    if side == "request":
-        part, shown = "first parameter", f"{name}({parameter}: {typed})"
-    else:
-        part, shown = "return value", f"{name}(...) -> {typed}"
-    found = "has no annotation" if written is MISSING else f"says {written!r}, which tells none"
-    if is_one:
-        found = f"says {kind}, but a batch function has a list there"
-    # A lambda or a builtin cannot be annotated.
-    write = f"Write `def {shown}`, or say" if stage.is_annotatable else "Say"
-    if isinstance(written, str) and place not in stage.hints:
-        found = f"says {written!r}, and not all of that is defined"
-        write = "Define or import it above the line that asks for the app, or say"
-    return (
-        f"service {service!r} has no {side} schema: the {part} of {stage.where} {found}."
-        f" {write} Service({service!r}, {side}={kind})."
-    )

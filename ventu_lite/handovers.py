@@ -1,20 +1,21 @@
 """What the stages hand to each other: do both sides mean one item, or do both mean a list?
 
 Only a plain contradiction is refused: the types of both sides are known, one is a list of the
-other, and no value could be both.
+other, and no value could be both. Where both are builtin types that differ, there is a doubt.
 """
 
 import inspect
 import typing
-import warnings
 from collections.abc import Iterator, Mapping
 from types import UnionType
-from typing import Any
+from typing import Any, Final
 
 from .annotations import MISSING
 from .errors import RegistrationError
-from .functions import place
 from .stages import Stage
+
+# Of one family, a value of any type may do where another is written; of two families, none does.
+_FAMILIES: Final = ((bool, int, float, complex), (str,), (bytes,), (dict,), (list, tuple, set))
 
 
 def refuse_mixed_up(stages: Mapping[str, Stage], request: Any) -> None:
@@ -38,22 +39,40 @@ def refuse_mixed_up(stages: Mapping[str, Stage], request: Any) -> None:
             raise RegistrationError(_takes_list(stage, _name(handed)))
 
 
-def warn_of_lists(stages: Mapping[str, Stage]) -> None:
-    """Warn when each request is a list only because a function for one item is written for many.
+def doubt_about_lists(stages: Mapping[str, Stage]) -> str:
+    """Ask whether each request is a list only because a function for one is written for many.
 
     Such requests are possible, so who means them says ``request=``, and none of this is asked.
+
+    Returns:
+        What may be meant; "" if there is no doubt.
     """
     infer = stages.get("infer")
     if infer is None or "preprocess" in stages or "batch infer" in stages:
-        return
+        return ""
     taken, returned = infer.hints.get(infer.parameter), infer.hints.get("return")
-    if typing.get_origin(taken) is list and typing.get_origin(returned) is list:
-        warnings.warn_explicit(
-            f"{infer.where} takes a list, so each single request has to be one. Did you mean"
-            f" @service.infer(batch=True)? Else say Service(request={_name(taken)})",
-            UserWarning,
-            *place(),
-        )
+    if typing.get_origin(taken) is not list or typing.get_origin(returned) is not list:
+        return ""
+    return (
+        f"{infer.where} takes a list, so each single request has to be one. Did you mean"
+        f" @service.infer(batch=True)? Else say Service(request={_name(taken)})"
+    )
+
+
+def doubts_about_types(stages: Mapping[str, Stage], request: Any) -> Iterator[str]:
+    """Tell of each stage that expects quite another builtin type than it gets.
+
+    Args:
+        stages: By slot.
+        request: The type of a request.
+    """
+    for handed, stage in _handovers(stages, request):
+        handed, taken = _plain(handed), _plain(stage.input_type())
+        if _family(handed) and _family(taken) and _family(handed) != _family(taken):
+            yield (
+                f"{stage.where} takes {_name(taken)}, but gets {_name(handed)}:"
+                " correct the annotation that is wrong"
+            )
 
 
 def _handovers(stages: Mapping[str, Stage], request: Any) -> Iterator[tuple[Any, Stage]]:
@@ -66,6 +85,13 @@ def _handovers(stages: Mapping[str, Stage], request: Any) -> Iterator[tuple[Any,
         yield item, infer
         if post:
             yield infer.output_type(), post
+
+
+def _family(hint: Any) -> int:
+    """Return which of the families a type belongs to, counted from 1; 0 if to none."""
+    # No `in`: there are annotations that cannot be compared.
+    families = enumerate(_FAMILIES, 1)
+    return next((n for n, family in families if any(hint is one for one in family)), 0)
 
 
 def _is_surely_one(hint: Any) -> bool:

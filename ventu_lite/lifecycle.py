@@ -50,7 +50,7 @@ class Lifecycle:
         """
         is_batch = pipeline.mode == "batch"
         sizes = {1, self._composition.warmup_batch_size} if is_batch else {1}
-        size, seconds = 1, 0.0
+        took = {1: 0.0}  # seconds, by size; of the last example: the first is often slow
         for probe in self._composition.probes:
             for size in sorted(sizes):
                 with self._turns.turn_for(pipeline.mode):
@@ -60,9 +60,9 @@ class Lifecycle:
                         raise VentuError(
                             f"warm-up with {size} example(s) failed: {_told(outcome.exc)}"
                         ) from outcome.exc
-                seconds = run.preprocess + run.infer + run.postprocess
-        # Of the last run: the first is often slow.
-        if said := too_slow(size, seconds, self._composition.config.timeout):
+                took[size] = run.preprocess + run.infer + run.postprocess
+        largest, timeout = max(took), self._composition.config.timeout
+        if said := too_slow(largest, took[largest], timeout, alone=took[1]):
             log.warning("in the warm-up %s", said)
 
     def _tear_down(self) -> None:

@@ -204,8 +204,10 @@ def _similar(name: str, folder: Path) -> list[str]:
     """Return the names of directories and Python files that this one may have been meant for."""
     if not os.access(folder, os.R_OK):
         return []
-    names = [one.name for one in folder.iterdir() if one.suffix == ".py" or os.path.isdir(one)]
-    return difflib.get_close_matches(name, names)
+    there = [one for one in folder.iterdir() if one.suffix == ".py" or os.path.isdir(one)]
+    # That all end in .py makes none of them alike.
+    near = difflib.get_close_matches(Path(name).stem, {one.stem for one in there})
+    return [one.name for stem in near for one in there if one.stem == stem]
 
 
 def _load_app(info: ScriptInfo, *, is_debugging: bool) -> Flask:

@@ -77,7 +77,7 @@ def remarks_on(
     if len({probe.payload for probe in probes}) < 2:
         remarks.append("with one example the order of answers cannot be checked; give two")
     largest = timings[-1]
-    if said := too_slow(largest.size, largest.seconds, timeout):
+    if said := too_slow(largest.size, largest.seconds, timeout, alone=timings[0].seconds):
         remarks.append(said)
     if is_batch:
         remarks.append(_advice(timings))

@@ -6,7 +6,14 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
-from .annotations import MISSING, annotation_of, element_of, hints_of, without_exceptions
+from .annotations import (
+    MISSING,
+    annotation_of,
+    element_of,
+    hints_of,
+    why_unresolved,
+    without_exceptions,
+)
 from .errors import RegistrationError
 from .functions import CALL, innermost, signature_of, unbound, where_is
 
@@ -83,6 +90,10 @@ class Stage:
     def written(self, name: str) -> Any:
         """Return the annotation of a parameter, or of "return", as it stands in the file."""
         return annotation_of(self.fn, name)
+
+    def why_unresolved(self, name: str) -> str:
+        """Return why such an annotation means nothing; "" if it means something or is not there."""
+        return "" if name in self.hints else why_unresolved(self.fn, name)
 
     def input_type(self) -> Any:
         """Return the type of one item that goes in, ``MISSING`` if it is not annotated."""

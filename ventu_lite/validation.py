@@ -30,6 +30,7 @@ from .errors import (
 )
 from .impatience import impatient_validator
 from .serializing import to_json, to_python
+from .substitutes import advice_on
 
 MAX_FIELD_ERRORS: Final = 20  # a list of 100,000 wrong numbers would become 18 MB of errors
 # In bytes. Of a larger payload only the first error of a list is told: to find the others would
@@ -37,6 +38,7 @@ MAX_FIELD_ERRORS: Final = 20  # a list of 100,000 wrong numbers would become 18 
 MAX_PATIENCE: Final = 8192
 MAX_TEXT: Final = 200  # of a key or a message, which may hold what the client sent
 
+_USUAL: Final = "Use a BaseModel, a dataclass, a TypedDict or a builtin such as list[float]."
 # Nobody has validated an instance of a plain dataclass before it gets here.
 _REVALIDATE: Final = ConfigDict(revalidate_instances="always")
 # pydantic refuses a configuration for what it recognises as a dataclass.
@@ -157,10 +159,11 @@ def _adapter(annotation: Any) -> TypeAdapter[Any]:
         adapter = _complete(TypeAdapter(_rename("Schema", annotation), config=_REVALIDATE))
         return _complete(TypeAdapter(annotation)) if _has_post_init(adapter) else adapter
     except (PydanticSchemaGenerationError, PydanticUndefinedAnnotation, PydanticUserError) as exc:
-        reason = str(exc).splitlines()[0].rstrip(".")
+        # What it says of a model's configuration helps nobody whose type is no model.
+        reason = str(exc).splitlines()[0].partition(" Set `arbitrary_types_allowed")[0].rstrip(".")
+        advice = advice_on(annotation) or _USUAL
         raise RegistrationError(
-            f"pydantic cannot validate {annotation!r}: {reason}."
-            " Use a BaseModel, a dataclass, a TypedDict or a builtin such as list[float]."
+            f"pydantic cannot validate {annotation!r}: {reason}. {advice}"
         ) from exc
 
 
