@@ -85,6 +85,13 @@ def arrays(batch: npt.NDArray[np.float32]) -> np.ndarray:
     return batch
 
 
+class Frame:
+    """What pydantic knows as little as a DataFrame of pandas."""
+
+
+def frames(batch: Frame) -> list[str]: ...  # type: ignore[empty-body]
+
+
 def nothing(batch: list[str]) -> None: ...
 
 
@@ -173,6 +180,13 @@ def array(batch: "list[int]") -> "Nowhere":  # type: ignore[name-defined]  # noq
             r" Say float instead if each item is one number; make the array inside\.$",
             id="an array of requests",
         ),
+        pytest.param(
+            frames,
+            True,
+            {},
+            r"says Frame, but .* Write `def frames\(batch: list\[Request\]\)`, or say",
+            id="a frame of requests",
+        ),
         pytest.param(nothing, True, {}, r"tells none\. .* -> list\[Response\]`", id="None"),
         pytest.param(table, True, {}, r"tells none\. .* -> list\[Response\]`", id="a dict"),
         pytest.param(
@@ -223,6 +237,18 @@ def test_what_is_told_of_arrays_works(response: Any, array: Any, answer: bytes) 
     service.infer(batch=True)(lambda batch: array)
     run = pipeline(service, prefer_batch=True).run([b'"a"', b'"b"'], "json")
     assert run.outcomes == [answer] * 2
+
+
+@pytest.mark.parametrize("side", ["request", "response"])
+def test_a_schema_that_cannot_be_is_told_with_its_side(side: str) -> None:
+    given = {"request": str, "response": str, side: np.ndarray}
+    with pytest.raises(RegistrationError) as caught:
+        service = make(**given)
+        service.add_stage("infer", no_annotations, batch=True)
+        service.compose()
+    said = str(caught.value)
+    assert said.startswith(f"the {side} of service 'x': pydantic cannot validate <class 'numpy.nda")
+    assert said.endswith("in a stage; one that you return is converted.")
 
 
 def test_a_schema_may_be_defined_below_the_function() -> None:

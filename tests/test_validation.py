@@ -192,7 +192,11 @@ class Tensor:
         pytest.param(npt.NDArray[np.int8], "list[float] for ndarray, or list", id="typed array"),
         pytest.param(dict[str, np.ndarray], "list[float] for ndarray, or list", id="inside"),
         pytest.param(int | Tensor, "list[float] for Tensor, or list[list[float]]", id="tensor"),
-        pytest.param(np.float32, "float for float32: what you return is converted.", id="float"),
+        pytest.param(
+            np.float32,
+            "float for float32: what you return is converted.",
+            id="float",
+        ),
         pytest.param(list[np.float64], "float for float64: what", id="list of floats"),
         pytest.param(np.uint8, "int for uint8: what", id="int"),
         pytest.param(np.bool_, f"bool for {np.bool_.__name__}: what", id="bool"),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .config import Codec, Config
-from .declarations import declared
+from .declarations import Side, declared
 from .errors import RegistrationError
 from .examples import Probe, find_examples
 from .functions import place, where_from
@@ -138,10 +138,8 @@ def compose(
             " above the line that asks for the app."
         )
     stages = {slot: stage.with_late_names() for slot, stage in stages.items()}
-    requests = Schema(
-        declared("request", request, stages, config.name), max_body=int(config.max_body)
-    )
-    responses = Schema(declared("response", response, stages, config.name))
+    requests = _schema("request", request, stages, config)
+    responses = _schema("response", response, stages, config)
     refuse_mixed_up(stages, requests.annotation)
     doubt = doubt_about_lists(stages) if request is None else ""
     probes = _probes(examples, requests, responses, config, doubt)
@@ -149,6 +147,15 @@ def compose(
     most = largest_batch(stages, config)
     size = _warmup_size(warmup_batch_size, requests, most)
     return Composition(stages, config, requests, responses, probes, size, doubt, where_from())
+
+
+def _schema(side: Side, given: Any, stages: Mapping[str, Stage], config: Config) -> Schema:
+    annotation = declared(side, given, stages, config.name)
+    most = int(config.max_body) if side == "request" else None
+    try:
+        return Schema(annotation, max_body=most)
+    except RegistrationError as exc:
+        raise RegistrationError(f"the {side} of service {config.name!r}: {exc}") from exc.__cause__
 
 
 def _probes(

@@ -10,6 +10,7 @@ from .annotations import MISSING
 from .errors import RegistrationError
 from .stages import Stage
 from .substitutes import class_of, substitute_for
+from .validation import Schema
 
 Side = Literal["request", "response"]
 
@@ -82,7 +83,18 @@ def _of_arrays(side: Side, one: str) -> str:
 def _one(side: Side, stage: Stage, place: str) -> str:
     """Return what to write for the type of one item."""
     kind = _class_of_one(stage, place)
-    return substitute_for(kind) or (kind.__name__ if kind else side.capitalize())
+    return substitute_for(kind) or (
+        kind.__name__ if kind and _is_valid(kind) else side.capitalize()
+    )
+
+
+def _is_valid(kind: type) -> bool:
+    """Tell whether a class could be what the user means by one item; a DataFrame could not."""
+    try:
+        Schema(kind)
+    except RegistrationError:
+        return False
+    return True
 
 
 def _class_of_one(stage: Stage, place: str) -> type | None:

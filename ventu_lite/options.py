@@ -113,7 +113,7 @@ class Command(click.Command):
 
 def how_to_name(file: str, command: str) -> str:
     """Say how a command learns which file to run."""
-    return f"Name the app before the command: python -m ventu_lite --app {file} {command}"
+    return f"Name the app with --app: python -m ventu_lite --app {file} {command}"
 
 
 def examples(*commands: str) -> str:

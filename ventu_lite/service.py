@@ -207,7 +207,8 @@ class Service:
         if self._composition is not None:
             raise RegistrationError(
                 f"{stage.where} comes too late: service {self.name!r} was composed at"
-                f" {self._composition.where}. Move that line below all decorated functions."
+                f" {self._composition.where}. Move that line below all decorated functions; in a"
+                " notebook, make the Service anew as well."
             )
         taken = self._stages.get(stage.slot)
         if taken is not None:

@@ -36,6 +36,10 @@ def advice_on(hint: Any) -> str:
     """Return what to write for the first array or number in a type; "" if it has none."""
     if not (written := substitute_for(hint)):
         return next(filter(None, map(advice_on, typing.get_args(hint))), "")
-    deeper = ", or list[list[float]] by its dimensions" if written == "list[float]" else ""
     name = class_of(hint).__qualname__
-    return f"Write {written} for {name}{deeper}: what you return is converted."
+    if written == "list[float]":
+        return (
+            f"Write {written} for {name}, or list[list[float]] by its dimensions: make the array of"
+            " a request in a stage; one that you return is converted."
+        )
+    return f"Write {written} for {name}: what you return is converted."
