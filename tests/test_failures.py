@@ -151,7 +151,7 @@ def test_workers_that_fail_show_one_traceback_and_a_line_for_each_restart(
             r"\S+/app.py:\d+: the app imports the module 'nowhere_to_be_found', which ",
             id="module",
         ),
-        pytest.param("service.infer(int)", r"\S+/app.py:\d+: int .*functions; it", id="misuse"),
+        pytest.param("service.infer(int)", r"\S+/app.py:\d+: int .* too late: .*; it", id="misuse"),
         pytest.param("app = Service('b', request=int, response=int)", "", id="no app"),
         pytest.param("def broken(:", r"SyntaxError: .* \(\S+/app.py:\d+\)", id="syntax"),
     ],
