@@ -38,7 +38,7 @@ def test_a_handler_of_its_status_sees_a_failure(status: int) -> None:
     assert client_of(failure, status).get("/").text == f"{status} saw no"
     assert client_of(failure, 418).get("/").status_code == status
     assert failure.code == status
-    assert f"{failure!r} {failure}".startswith(f"<InferenceFailed '{status}: ")
+    assert f"{failure!r} {failure}".startswith(f"<InferenceFailed {status}: no>")
     assert type(failure) is type(InferenceFailed(status, "again"))
 
 

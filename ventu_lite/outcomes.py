@@ -50,6 +50,9 @@ class InferenceFailed(HTTPException, VentuError):
         named = type(self).__bases__[0]
         return named, (self.code, self.description, self.extra), vars(self)
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.code}: {self.description}>"
+
     def get_body(self, *args: Any) -> str:
         """Return the problem document; see werkzeug for the arguments."""
         document = problem(self.code or 500, self.description or "", **self.extra)
