@@ -73,13 +73,13 @@ def many(port: int, count: int, *, segment: int = 0) -> Iterator[list[socket.soc
                 reset(sock)
 
 
-def readable(socks: Sequence[socket.socket]) -> list[socket.socket]:
-    """Return those for which something has come, or the end."""
+def readable(socks: Sequence[socket.socket], patience: float = 0.0) -> list[socket.socket]:
+    """Return those for which something has come, or the end; none after that many seconds."""
     poll = select.poll()
     by_number = {sock.fileno(): sock for sock in socks}
     for number in by_number:
         poll.register(number, select.POLLIN)
-    return [by_number[number] for number, _ in poll.poll(0)]
+    return [by_number[number] for number, _ in poll.poll(patience * 1000)]
 
 
 def read_all(sock: socket.socket) -> bytes:
