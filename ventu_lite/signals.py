@@ -57,15 +57,18 @@ class _Fork(threading.local):
     mask: set[int] | None = None
 
     def begin(self) -> None:
+        """Hold the signals back, in the parent."""
         if _handlers:
             self.mask = signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals())
 
     def end(self) -> None:
+        """Let them come again."""
         if self.mask is not None:
             signal.pthread_sigmask(signal.SIG_SETMASK, self.mask)
             self.mask = None
 
     def end_in_child(self) -> None:
+        """Take our handlers away, then let the signals come."""
         if self.mask is not None:
             signal.set_wakeup_fd(-1)  # else it would wake the event loop of its parent
             for signum in stop_signals():

@@ -97,7 +97,7 @@ class BatchingService:
     def filenos(self) -> Iterator[int]:
         """Yield the file descriptors of all sockets: children forked by a route must not have them.
 
-        A client would not see its connection closed, nor the next service find its port free.
+        If this process is killed, its clients would wait for ever, and its port would stay taken.
         """
         for server in [*self._http_servers, *self._worker_servers]:
             for door in server.sockets:
