@@ -21,6 +21,10 @@ from waiting import until
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT / "samples" / "sentiment.py"
 
+# A module that takes its time, in short naps: a signal that comes just as a nap begins is acted on
+# at its end.
+STUCK = "import time\nwhile True: time.sleep(0.01)\n"
+
 # What a developer has in his shell must not choose the app or the settings of a test.
 _OURS = re.compile("FLASK_|VENTU_|PROMETHEUS_|XDG_RUNTIME_DIR|GUNICORN_")
 

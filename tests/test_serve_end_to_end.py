@@ -18,6 +18,7 @@ import msgpack
 import pytest
 from processes import (
     SAMPLE,
+    STUCK,
     TIMEOUT,
     Answer,
     Client,
@@ -421,7 +422,7 @@ def test_a_second_signal_ends_all_at_once(directory: Path, signum: int) -> None:
 
 
 def test_a_signal_while_the_app_is_loaded_ends_it(directory: Path) -> None:
-    (directory / "app.py").write_text("print('loads', flush=True)\nimport time\ntime.sleep(60)\n")
+    (directory / "app.py").write_text("print('loads', flush=True)\n" + STUCK)
     with nothing_left() as mark:
         with Process("-m", "ventu_lite", "serve", cwd=directory, env=mark) as process:
             process.wait_for("loads")

@@ -30,7 +30,16 @@ from phases import (
     signal_all,
     write_model,
 )
-from processes import TIMEOUT, Client, Process, Server, environment, flask_run, nothing_left
+from processes import (
+    STUCK,
+    TIMEOUT,
+    Client,
+    Process,
+    Server,
+    environment,
+    flask_run,
+    nothing_left,
+)
 
 TERM, INT, HUP = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
 COMMANDS = {"serve": SERVE_APP, "worker": WORK}
@@ -44,8 +53,7 @@ LONG = {"VENTU_TIMEOUT": "25"}
 )
 def test_a_signal_while_a_command_is_imported(directory: Path, command: str, imported: str) -> None:
     """Half a second in which the first process of a container would be deaf."""
-    stuck = "print('imports', flush=True)\nimport time\ntime.sleep(60)\n"
-    (directory / f"{imported}.py").write_text(stuck)
+    (directory / f"{imported}.py").write_text("print('imports', flush=True)\n" + STUCK)
     with nothing_left() as env:
         with Process("-m", "ventu_lite", command, cwd=directory, env=env) as process:
             process.wait_for("imports")
@@ -98,7 +106,8 @@ STUBBORN = MODEL.replace(
 while True:
     try:
         come_to("import")
-        time.sleep(60)
+        while True:
+            time.sleep(0.01)
     except BaseException:
         come_to("swallowed")
 """,
