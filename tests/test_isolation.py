@@ -50,8 +50,8 @@ def batch_infer(
     isolate: bool = True,
     key: Callable[[Any], Hashable] | None = None,
     on_blameless: Callable[[str, int, BaseException], None] = lambda *_: None,
-) -> BatchInfer:
-    return BatchInfer(
+) -> Callable[[Sequence[Any]], list[Any]]:
+    infer = BatchInfer(
         fn,
         max_batch_size=max_batch_size,
         isolate=isolate,
@@ -60,17 +60,60 @@ def batch_infer(
         clock=clock,
         on_blameless=on_blameless,
     )
+    return lambda items: infer(items, lambda place: items[place])
+
+
+def single_infer(fn: Callable[[Any], Any]) -> Callable[[Sequence[Any]], list[Any]]:
+    infer = SingleInfer(fn)
+    return lambda items: infer(items, never)
+
+
+def never(place: int) -> Any:
+    raise AssertionError(f"item {place} is made anew")
 
 
 def statuses(results: Sequence[Any]) -> list[int]:
     return [result.status if isinstance(result, Rejected) else 200 for result in results]
 
 
+# ------------------------------------------------------------- functions that change items
+
+
+def halve_in_place(batch: list[list[float]]) -> list[float]:
+    for item in batch:
+        item[0] /= 2
+    if any(item[0] < 0 for item in batch):
+        raise ValueError("below zero")
+    return [item[0] for item in batch]
+
+
+@pytest.mark.parametrize("options", [{}, {"max_batch_size": 3}, {"key": lambda item: item[0] > 4}])
+def test_no_call_gets_what_another_has_changed(options: dict[str, Any]) -> None:
+    """Or a bad item would silently make the answers of its neighbours wrong."""
+    given = [2.0, 4.0, -6.0, 8.0, 10.0]
+    infer = BatchInfer(
+        halve_in_place, **options, timeout=5.0, clock=Clock(), on_blameless=lambda *_: None
+    )
+    results = infer([[number] for number in given], lambda place: [given[place]])
+    assert statuses(results) == [200, 200, 500, 200, 200]
+    assert [*results[:2], *results[3:]] == [1.0, 2.0, 4.0, 5.0]
+
+
+def test_what_cannot_be_made_anew_is_rejected_alone() -> None:
+    gone = Rejected.of(NotFound())
+    infer = BatchInfer(
+        Model({0: KeyError()}), timeout=5.0, clock=Clock(), on_blameless=lambda *_: None
+    )
+    results = infer(range(4), lambda place: gone if place == 3 else place)
+    assert statuses(results) == [500, 200, 200, 404]
+    assert results[1:3] == [2, 4]
+
+
 # ------------------------------------------------------------------------ single items
 
 
 def test_a_single_function_is_called_for_each_item_in_order() -> None:
-    assert SingleInfer(lambda item: 2 * item)([1, 2, 3]) == [2, 4, 6]
+    assert single_infer(lambda item: 2 * item)([1, 2, 3]) == [2, 4, 6]
 
 
 @pytest.mark.parametrize(
@@ -88,12 +131,12 @@ def test_an_item_that_raises_alone_harms_no_other(exc: BaseException, status: in
             raise exc
         return item
 
-    results = SingleInfer(infer)([0, 1, 2])
+    results = single_infer(infer)([0, 1, 2])
     assert statuses(results) == [200, status, 200]
     assert results[1].exc is exc
 
 
-@pytest.mark.parametrize("kind", [SingleInfer, batch_infer])
+@pytest.mark.parametrize("kind", [single_infer, batch_infer])
 def test_ctrl_c_is_not_caught(kind: Callable[[Any], Any]) -> None:
     def infer(item: Any) -> Any:
         raise KeyboardInterrupt

@@ -9,10 +9,11 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import count
+from itertools import count, cycle
 from pathlib import Path
 from typing import Any
 
+import flask
 import pytest
 from flask.testing import FlaskClient
 from processes import gunicorn
@@ -23,7 +24,7 @@ from waiting import until
 from ventu_lite import JobExpired, PayloadTooLarge, QueueFull, Service, Unavailable
 from ventu_lite.batching.direct import OneByOne
 from ventu_lite.batching.local import LocalQueue
-from ventu_lite.batching.local_jobs import Inferred
+from ventu_lite.batching.local_jobs import Asked, Inferred
 from ventu_lite.batching.policy import Running
 from ventu_lite.metrics import ServiceMetrics, metrics_of
 from ventu_lite.outcomes import Rejected
@@ -81,6 +82,11 @@ class Model:
         return [f"<{item}>" for item in items]
 
 
+def asked(*items: Any) -> list[Asked]:
+    """Return what threads ask with items that nobody changes."""
+    return [Asked(item, cycle([item]).__next__) for item in items]
+
+
 class Clock:
     """Stands still until a test moves it."""
 
@@ -110,7 +116,7 @@ class Threads:
         settings: dict[str, Any] = {"max_batch_size": 8, "capacity": 100, "timeout": PATIENCE}
         settings |= {"make_policy": lambda: self.policy} | options
         self.queue = LocalQueue(
-            self.model,
+            lambda items, again: self.model(items),
             **settings,
             turns=self.turns,
             metrics=self.metrics,
@@ -128,7 +134,7 @@ class Threads:
         self.queue.stop()
 
     def ask(self, item: Any = "a", seconds: float = PATIENCE) -> Inferred:
-        return self.queue.ask(item, self.clock() + seconds)
+        return self.queue.ask(asked(item)[0], self.clock() + seconds)
 
     def start(self, *items: Any, seconds: float = PATIENCE) -> list[Future[Inferred]]:
         """Ask from as many other threads, one after the other, and return when all wait."""
@@ -143,6 +149,20 @@ class Threads:
         (holder,) = self.start("hold")
         assert self.model.begun.wait(PATIENCE)
         return holder
+
+    def before_expiry(self, call: Callable[[], object]) -> None:
+        """Call something each time that the deadline of a job has come, and expire it after that.
+
+        With a clock that stands still nothing else lets a job expire.
+        """
+        queue: Any = self.queue._queue
+        expire = queue.expire
+
+        def call_and_expire(job: Any) -> None:
+            call()
+            expire(job)
+
+        queue.expire = call_and_expire
 
     def sample(self, series: str, **labels: str) -> float:
         named = {"service": self.metrics.name} | labels
@@ -177,9 +197,10 @@ def test_jobs_that_wait_together_share_a_call() -> None:
 def test_who_waits_for_several_jobs_holds_nobody_up() -> None:
     """A thread wakes the next one when it goes on, and that one waits for another batch, too."""
     options: dict[str, Any] = {"max_batch_size": 3, "max_wait": PATIENCE, "key": lambda item: item}
+    slow = asked("slow", "a")
     with Threads(**options) as threads:
-        both = [threads.pool.submit(threads.queue.ask_all, ["slow", "a"], threads.clock() + 60)]
-        both += [threads.pool.submit(threads.queue.ask_all, ["slow", "a"], threads.clock() + 60)]
+        both = [threads.pool.submit(threads.queue.ask_all, slow, threads.clock() + 60)]
+        both += [threads.pool.submit(threads.queue.ask_all, slow, threads.clock() + 60)]
         for _ in range(4):
             assert threads.policy.arrived.acquire(timeout=PATIENCE)
         assert results(threads.start("a")) == ["<a>"]  # a full batch of this key
@@ -260,11 +281,12 @@ def hasty_threads() -> Iterator[None]:
 @pytest.mark.usefixtures("hasty_threads")
 def test_of_jobs_that_find_no_place_together_none_is_computed() -> None:
     """The inference thread must not take the first of them while the last are refused."""
-    with Threads(max_wait=PATIENCE, max_batch_size=2, capacity=2) as threads:
-        (first,) = threads.start("d")
+    long = 60 * PATIENCE
+    with Threads(max_wait=long, max_batch_size=2, capacity=2) as threads:
+        (first,) = threads.start("d", seconds=long)
         for _ in range(300):
             with pytest.raises(QueueFull, match="2 jobs wait already") as caught:
-                threads.queue.ask_all(["a", "b"], time.monotonic() + PATIENCE)
+                threads.queue.ask_all(asked("a", "b"), time.monotonic() + PATIENCE)
             assert caught.value.retry_after
         assert threads.ask("e").result == "<e>"
         assert first.result(PATIENCE).result == "<d>"
@@ -274,20 +296,25 @@ def test_of_jobs_that_find_no_place_together_none_is_computed() -> None:
 def test_more_jobs_than_may_ever_wait_are_not_told_to_come_back() -> None:
     with Threads(capacity=2) as threads:
         with pytest.raises(PayloadTooLarge, match="^3 requests at once, at most 2 fit: "):
-            threads.queue.ask_all(["a", "b", "c"], time.monotonic() + PATIENCE)
-        answers = threads.queue.ask_all(["a", "b"], time.monotonic() + PATIENCE)
+            threads.queue.ask_all(asked("a", "b", "c"), time.monotonic() + PATIENCE)
+        answers = threads.queue.ask_all(asked("a", "b"), time.monotonic() + PATIENCE)
         assert [answer.result for answer in answers] == ["<a>", "<b>"]
 
 
 def test_a_job_that_expires_in_the_queue_is_not_computed() -> None:
-    with Threads(capacity=1) as threads:
+    clock = Clock()
+
+    def move_clock() -> None:
+        clock.now += 0.25
+
+    with Threads(capacity=1, clock=clock) as threads:
+        threads.before_expiry(move_clock)
         threads.hold()
         (asked,) = threads.start("a", seconds=0.02)
         answer = asked.result(PATIENCE)
         assert rejected(answer).status == 504
         assert isinstance(rejected(answer).exc, JobExpired)
-        assert (answer.infer, answer.batch_size) == (0, 0)
-        assert answer.queue >= 0.02
+        assert (answer.queue, answer.infer, answer.batch_size) == (0.25, 0, 0)
         assert threads.sample("ventu_queue_jobs") == 0
         (asked,) = threads.start("b")  # its place is free
         threads.model.go.set()
@@ -304,14 +331,19 @@ def test_a_job_that_came_too_late_is_not_computed() -> None:
 
 def test_a_job_that_expires_in_its_batch_is_answered_at_once() -> None:
     """It waits for its own deadline, not for the batch, and its result is dropped."""
-    with Threads() as threads:
-        (asked,) = threads.start("hold", seconds=0.05)
+    clock = Clock()
+
+    def wait_and_move_clock() -> None:
         assert threads.model.begun.wait(PATIENCE)
+        clock.now += 0.25
+
+    with Threads(clock=clock) as threads:
+        threads.before_expiry(wait_and_move_clock)
+        (asked,) = threads.start("hold", seconds=0.02)
         answer = asked.result(PATIENCE)
         assert not threads.model.go.is_set()
         assert rejected(answer).status == 504
-        assert answer.batch_size == 1
-        assert answer.infer > 0
+        assert (answer.queue, answer.infer, answer.batch_size) == (0, 0.25, 1)
         threads.model.go.set()
         assert threads.ask("b").result == "<b>"
 
@@ -319,16 +351,14 @@ def test_a_job_that_expires_in_its_batch_is_answered_at_once() -> None:
 def test_an_answer_that_comes_with_the_deadline_counts() -> None:
     """Between the end of the wait and the lock the batch may have been finished."""
     with Threads(clock=Clock()) as threads:
-        queue, finished = threads.queue._queue, threading.Event()
-        expire = queue.expire
+        finished = threading.Event()
 
-        def late(job: Any) -> None:
+        def finish() -> None:
             threads.model.go.set()
             assert threads.pool.submit(threads.ask, "b").result(PATIENCE).result == "<b>"
             finished.set()
-            expire(job)
 
-        queue.expire = late  # type: ignore[method-assign]  # there is no other way to be late
+        threads.before_expiry(finish)
         answer = threads.ask("hold", seconds=0.02)
         assert finished.is_set()
         assert answer.result == "<hold>"
@@ -341,13 +371,13 @@ def test_what_fails_after_its_deadline_is_in_the_log(caplog: pytest.LogCaptureFi
         model(items)
         return [Rejected.of(KeyError("lost"))] * len(items)
 
-    with Threads(infer, max_wait=0.02) as threads:
-        first, second = threads.start("hold", "b", seconds=0.2)
-        assert model.begun.wait(PATIENCE)
-        assert rejected(first.result(PATIENCE)).status == 504
-        assert rejected(second.result(PATIENCE)).status == 504
+    with Threads(infer, max_wait=PATIENCE, max_batch_size=2, clock=Clock()) as threads:
+        threads.before_expiry(lambda: model.begun.wait(PATIENCE))
+        for late in threads.start("hold", "b", seconds=0.02):
+            assert rejected(late.result(PATIENCE)).status == 504
         model.go.set()
-        assert rejected(threads.ask()).status == 500
+        for one in threads.start("c", "d"):
+            assert rejected(one.result(PATIENCE)).status == 500
     records = [one for one in caplog.records if "after the deadline" in one.getMessage()]
     assert len(records) == 1  # one exception of two jobs
     assert "KeyError: 'lost'" in caplog.text
@@ -502,6 +532,7 @@ def test_ctrl_c_in_a_waiting_thread_takes_its_job_out() -> None:
 
         def interrupt() -> None:
             assert threads.policy.arrived.acquire(timeout=PATIENCE)
+            until(lambda: sys._current_frames()[main].f_code is LocalQueue.ask.__code__)
             signal.pthread_kill(main, signal.SIGINT)
 
         interrupting = threads.pool.submit(interrupt)
@@ -545,8 +576,10 @@ def test_stopping_answers_what_is_there_and_takes_nothing_new() -> None:
 
 
 def test_stopping_waits_no_longer_than_somebody_else_does() -> None:
-    with Threads() as threads:
-        (asked,) = threads.start("hold", seconds=0.1)
+    with Threads(clock=Clock()) as threads:
+        queue = threads.queue._queue
+        threads.before_expiry(lambda: until(lambda: queue._is_stopping))
+        (asked,) = threads.start("hold", seconds=0.02)
         assert threads.model.begun.wait(PATIENCE)
         threads.queue.stop()
         assert not threads.model.go.is_set()
@@ -565,12 +598,16 @@ def test_who_presses_ctrl_c_again_does_not_wait() -> None:
         threads.hold()
         main = threading.main_thread().ident
         assert main is not None
-        timer = threading.Timer(0.05, signal.pthread_kill, (main, signal.SIGINT))
-        timer.start()
-        started = time.monotonic()
+        queue: Any = threads.queue._queue
+
+        def interrupt() -> None:
+            until(lambda: queue._emptied._waiters and not queue._changed._lock.locked())
+            signal.pthread_kill(main, signal.SIGINT)
+
+        interrupting = threads.pool.submit(interrupt)
         threads.queue.stop()
-        assert time.monotonic() - started < PATIENCE / 2
-        timer.join(PATIENCE)
+        assert not threads.model.go.is_set()
+        interrupting.result(PATIENCE)
 
 
 # -------------------------------------------------------------------------- what is seen
@@ -647,7 +684,7 @@ class Alone:
         self.metrics = metrics_of(f"alone {next(_numbers)}")
         self.turns = Turns()
         self.model = OneByOne(
-            model,
+            lambda items, again: model(items),
             capacity=capacity,
             turns=self.turns,
             metrics=self.metrics,
@@ -655,7 +692,7 @@ class Alone:
         )
 
     def ask(self, item: Any = "a", seconds: float = PATIENCE) -> Inferred:
-        return self.model.ask(item, time.monotonic() + seconds)
+        return self.model.ask(asked(item)[0], time.monotonic() + seconds)
 
 
 def test_one_by_one_needs_no_thread() -> None:
@@ -681,9 +718,11 @@ def test_one_by_one_has_deadlines_and_a_capacity_too() -> None:
     with ThreadPoolExecutor(2) as pool:
         holder = pool.submit(alone.ask, "hold")
         assert model.begun.wait(PATIENCE)
-        answer = alone.ask("late", seconds=0.01)
+        deadline = time.monotonic() + 0.01
+        answer = alone.model.ask(asked("late")[0], deadline)
+        assert time.monotonic() >= deadline
         assert rejected(answer).status == 504
-        assert answer.queue >= 0.01
+        assert answer.queue > 0
         waiting = pool.submit(alone.ask, "b")
         until(lambda: alone.turns._waiting)
         with pytest.raises(QueueFull) as caught:
@@ -708,7 +747,7 @@ def test_one_by_one_a_call_for_many_finds_its_place_once() -> None:
             others.append(pool.submit(alone.ask, "c"))
             until(lambda: len(alone.turns._waiting) == 1)
             with pytest.raises(QueueFull):
-                alone.model.ask_all(["none", "of them"], time.monotonic() + PATIENCE)
+                alone.model.ask_all(asked("none", "of them"), time.monotonic() + PATIENCE)
             pool.submit(let_go)
             yield "b"
 
@@ -717,7 +756,7 @@ def test_one_by_one_a_call_for_many_finds_its_place_once() -> None:
             model.go.set()
 
         others: list[Future[Inferred]] = []
-        many: Any = items()
+        many: Any = (asked(item)[0] for item in items())
         try:
             answers = alone.model.ask_all(many, time.monotonic() + PATIENCE)
         finally:
@@ -982,6 +1021,7 @@ def test_jobs_in_flight_at_exit_are_answered(tmp_path: Path) -> None:
 def test_a_child_has_a_thread_and_jobs_of_its_own(tmp_path: Path) -> None:
     code = """
     ask("a")
+    may_go.clear()
     threads = [threading.Thread(target=ask, args=("b",)) for _ in range(3)]
     for thread in threads:
         thread.start()
@@ -991,9 +1031,11 @@ def test_a_child_has_a_thread_and_jobs_of_its_own(tmp_path: Path) -> None:
     pid = os.fork()
     if pid == 0:
         assert model._queue._queue.is_empty
+        may_go.set()
         ask("c")
         sys.exit()
     os.waitpid(pid, 0)
+    may_go.set()
     for thread in threads:
         thread.join()
     """
@@ -1023,3 +1065,27 @@ def test_gunicorn_batches_in_threads_of_a_preloaded_app(tmp_path: Path) -> None:
         assert any('batch;desc="1"' not in timing for timing in timings)
         assert server.process.stop() == 0
         assert "Traceback" not in server.process.output
+
+
+def test_what_is_made_anew_sees_the_same_request_of_flask() -> None:
+    """In the inference thread, which has none."""
+    service = Service(f"local {next(_numbers)}", request=int, response=int)
+    threads = set()
+
+    @service.preprocess
+    def scale(number: int) -> list[int]:
+        threads.add(threading.current_thread().name)
+        return [number * int(flask.request.headers["Scale"])]
+
+    @service.infer(batch=True)
+    def double(items: list[list[int]]) -> list[int]:
+        for item in items:
+            item[0] *= 2
+        if any(item[0] < 0 for item in items):
+            raise ValueError("below zero")
+        return [item[0] for item in items]
+
+    with service.app.test_request_context(headers={"Scale": "10"}):
+        first, bad, last = service.ask_all([1, -1, 3])
+    assert (first, bad.code, last) == (20, 500, 60)
+    assert len(threads) == 2

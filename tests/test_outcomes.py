@@ -1,5 +1,7 @@
 """What becomes of one item; and of an ``InferenceFailed`` in a route of the user's."""
 
+from typing import Any
+
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
@@ -56,6 +58,24 @@ def test_a_status_that_werkzeug_does_not_know_is_answered_with_it() -> None:
 def test_a_failure_may_be_subclassed() -> None:
     assert client_of(Ours(), 422).get("/").text == "422 saw mine"
     assert client_of(Ours(), Ours, HTTPException).get("/").text == f"{Ours} saw mine"
+
+
+@pytest.mark.parametrize("status", [200, 399, 600, "422", None])
+def test_a_failure_has_the_status_of_an_error(status: Any) -> None:
+    with pytest.raises(ValueError, match="expected 400 to 599"):
+        InferenceFailed(status, "no")
+
+
+class Lazy:
+    def __str__(self) -> str:
+        raise RuntimeError("too late")
+
+
+def test_an_exception_that_cannot_be_read_is_a_fault() -> None:
+    odd = ImATeapot(Lazy())  # type: ignore[arg-type]  # Flask's lazy texts are no str
+    rejected = Rejected.of(odd)
+    assert (rejected.status, rejected.is_fault, rejected.detail) == (500, True, UNEXPECTED)
+    assert rejected.exc.__cause__ is odd
 
 
 def test_a_fault_is_not_told_by_its_words() -> None:

@@ -92,7 +92,7 @@ def decoded(body: Outcome, codec: Codec) -> Any:
 
 
 def body_of(rejected: Rejected) -> bytes:
-    document = problem(rejected.status, rejected.detail, "/inference#id", **rejected.extra or {})
+    document = problem(rejected.status, rejected.detail, "/inference#id", rejected.extra)
     return encode_problem(document, "json")
 
 
@@ -151,6 +151,23 @@ def test_no_body_shows_data_of_others_or_the_text_of_an_exception(
             assert outcome.status == (500 if kind else 422)
             assert b"SECRET" not in body_of(outcome)
             assert b"secret" not in body_of(outcome)
+
+
+def halve(batch: list[list[float]]) -> list[float]:
+    for item in batch:
+        item[0] /= 2
+    if any(item[0] < 0 for item in batch):
+        raise ValueError("below zero")
+    return [item[0] for item in batch]
+
+
+@pytest.mark.parametrize("codec", ["json", None])
+def test_a_function_that_changes_its_items_changes_no_answer(codec: Codec | None) -> None:
+    bare = pipeline(halve, request=list[float], response=float, preprocess=None, postprocess=None)
+    payloads = [b"[2]", b"{unfinished", b"[4]", b"[-6]", b"[8]"]
+    outcomes = bare.run(payloads, codec).outcomes
+    assert [outcomes[n] for n in (0, 2, 4)] == [b"1.0", b"2.0", b"4.0"]
+    assert [outcome.status for outcome in outcomes if isinstance(outcome, Rejected)] == [400, 500]
 
 
 def test_a_setting_of_one_codec_is_not_guessed() -> None:
@@ -252,7 +269,8 @@ def test_stages_may_be_left_out() -> None:
         postprocess=None,
     )
     assert bare.run([b"1", b"2"]).outcomes == [b"2.0", b"4.0"]
-    assert bare.finish_value(bare.infer([bare.prepare_value(2)])[0]) == 4.0
+    assert bare.infer([bare.prepare_value(2)], bare.prepare_value) == [4]
+    assert bare.finish_value(4) == 4.0
 
 
 @pytest.mark.parametrize("text", ["leave", "leave late"])
@@ -286,8 +304,9 @@ def test_ctrl_c_in_a_stage_is_not_caught(stage: str) -> None:
 
 def test_values_go_the_same_way_as_payloads() -> None:
     one = pipeline()
-    prepared = [one.prepare_value(v) for v in ({"text": "good"}, Request(text="teapot"), {})]
-    results = one.infer_prepared(prepared)
+    values = [{"text": "good"}, Request(text="teapot"), {}]
+    prepared = [one.prepare_value(value) for value in values]
+    results = one.infer_prepared(prepared, lambda n: one.prepare_value(values[n]))
     answers = [one.finish_value(result) for result in results]
     assert answers[0] == Response(score=0.04)
     assert [answer.status for answer in answers[1:]] == [418, 422]

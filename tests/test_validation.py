@@ -364,6 +364,14 @@ def test_bad_json_inside_a_field_is_an_error_of_that_field() -> None:
     assert caught.value.errors[0]["loc"] == [0]
 
 
+@pytest.mark.parametrize("codec", ["json", "msgpack"])
+def test_a_duration_that_python_cannot_say_does_not_fit(codec: Codec) -> None:
+    payload = b'"-P999999999DT1S"' if codec == "json" else msgpack.packb("-P999999999DT1S")
+    with pytest.raises(InvalidPayload) as caught:
+        Schema(datetime.timedelta).parse(payload, codec)
+    assert caught.value.errors[0]["msg"] == "a number or duration is too large"
+
+
 class Picky(BaseModel):
     text: str
 

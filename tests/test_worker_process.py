@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from datetime import date
 from typing import Any
 
 import msgpack
@@ -18,7 +19,7 @@ from peers import BatchingPeer
 from prometheus_client import REGISTRY
 from pydantic import BaseModel, Field
 
-from ventu_lite import Service, VentuError
+from ventu_lite import InferenceFailed, Service, VentuError
 from ventu_lite.addresses import Address, TCPAddress, UnixAddress
 from ventu_lite.batch_runner import BatchRunner
 from ventu_lite.protocol import Batch
@@ -45,6 +46,9 @@ ODD: dict[str, Callable[[], Any]] = {
     "no memory": lambda: bytes(1 << 60),
     "generator exit": lambda: throw(GeneratorExit()),
     "exception without text": lambda: throw(Speechless()),
+    "refuse with what": lambda: throw(InferenceFailed(418, "no", {"at": date(2026, 1, 2)})),
+    "refuse without words": lambda: throw(InferenceFailed(418, "no", {"at": Speechless()})),
+    "refuse with a text that comes too late": lambda: abort(500, Speechless()),
 }
 
 
@@ -163,7 +167,8 @@ def test_whatever_a_stage_does_costs_its_own_job_alone(
 ) -> None:
     payloads = [pack("before"), pack(f"{stage}: {what}"), pack("after")]
     (first, _), (status, body), (last, _) = answered(odd_service(), payloads)
-    expected = 418 if what.startswith("abort") and what != "abort with 204" else 500
+    is_own = what.startswith(("abort", "refuse")) and what != "abort with 204"
+    expected = 418 if is_own and not what.endswith(("without words", "too late")) else 500
     assert (first, status, last) == (200, expected, 200)
     assert body["status"] == status
 

@@ -1,9 +1,11 @@
 """Requests answered in the process that runs the stages: deadlines kept, stages counted."""
 
 from collections.abc import Callable, Sequence
+from contextvars import copy_context
+from functools import partial
 from typing import Any, TypeVar
 
-from .batching.local_jobs import Inferred, expired
+from .batching.local_jobs import Asked, Inferred, expired
 from .batching.model import Model
 from .config import Codec
 from .errors import PayloadTooLarge, QueueFull
@@ -58,10 +60,10 @@ class Answering:
             Unavailable: As ``LocalQueue.ask``.
         """
         pipeline = self._pipeline
-        item = self._prepared(pipeline.prepare, payload, codec)
-        if isinstance(item, Rejected):
-            return Inferred(self._counted(item))
-        result, queue, infer, batch_size = self._inferred(self.model.ask, item, deadline)
+        asked = self._prepared(pipeline.prepare, payload, codec)
+        if isinstance(asked.item, Rejected):
+            return Inferred(self._counted(asked.item))
+        result, queue, infer, batch_size = self._inferred(self.model.ask, asked, deadline)
         outcome = self._finished(deadline, pipeline.finish, result, answer_codec)
         if isinstance(outcome, Rejected):
             self._counted(outcome)
@@ -78,20 +80,21 @@ class Answering:
             Unavailable: As ``LocalQueue.ask_all``.
         """
         pipeline = self._pipeline
-        answers = [self._prepared(pipeline.prepare_value, value) for value in values]
+        asked = [self._prepared(pipeline.prepare_value, value) for value in values]
+        answers = [one.item for one in asked]
         places = [n for n, item in enumerate(answers) if not isinstance(item, Rejected)]
-        items = [answers[n] for n in places]
-        inferred = self._inferred(self.model.ask_all, items, deadline)
+        inferred = self._inferred(self.model.ask_all, [asked[n] for n in places], deadline)
         for n, one in zip(places, inferred, strict=True):
             answers[n] = self._finished(deadline, pipeline.finish_value, one.result)
         return answers
 
-    def _prepared(self, prepare: Callable[..., Any], *given: Any) -> Any:
+    def _prepared(self, prepare: Callable[..., Any], *given: Any) -> Asked:
         """Return an item, or the ``Rejected`` in its place, and count the stage."""
         started = self._clock()
-        item = prepare(*given)
+        # The inference thread would have no request of Flask, which a stage may look at.
+        asked = Asked(prepare(*given), partial(copy_context().run, prepare, *given))
         self._metrics.stage("preprocess", self._pipeline.mode, self._clock() - started)
-        return item
+        return asked
 
     def _inferred(self, ask: Callable[[Any, float], T], asked: Any, deadline: float) -> T:
         """Return what the model says, and count what it has no place for."""

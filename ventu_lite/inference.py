@@ -205,7 +205,7 @@ def rejected_response(rejected: Rejected, request_id: str, codec: Codec) -> Resp
         if isinstance(exc, Unauthorized) and not exc.www_authenticate:
             headers.append(("WWW-Authenticate", "Bearer"))  # RFC 9110 wants one
     detail = rejected.detail.encode("utf-8", "replace").decode()  # it may hold half a character
-    return _problem(rejected.status, detail, request_id, codec, headers, rejected.extra or {})
+    return _problem(rejected.status, detail, request_id, codec, headers, rejected.extra)
 
 
 def _problem(
@@ -214,10 +214,10 @@ def _problem(
     request_id: str,
     codec: Codec,
     headers: Iterable[tuple[str, str]],
-    extra: Mapping[str, Any] = {},  # noqa: B006  # never changed
+    extra: Mapping[str, Any] | None = None,
 ) -> Response:
     instance = f"{quote(request.script_root + request.path)}#{request_id}"
-    body = encode_problem(problem(status, detail, instance, **extra), codec)
+    body = encode_problem(problem(status, detail, instance, extra), codec)
     response = Response(body, status, content_type=PROBLEM_TYPE[codec])
     response.headers.extend(headers)
     return response

@@ -2,19 +2,23 @@
 
 A batch function that raises is called again with halves of the batch, until the guilty items
 stand alone. With *g* guilty items among *n* that takes about ``2 g log2(n / g)`` calls, and
-never more than ``2 n - 1``.
+never more than ``2 n - 1``. Items are made anew for that: a function that changes them in place,
+and then raises, would else give wrong answers to the innocent.
 """
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 from .errors import BatchFailed, BatchSizeError
-from .outcomes import Rejected
+from .outcomes import Rejected, count_rejected
 
 #: Takes the name and place of a function, a number of items, and what it raised for so many
 #: together, but for none of them in a smaller batch: no answer shows that.
 OnBlameless = Callable[[str, int, BaseException], None]
 
+
+#: Makes the item at a place anew, or a ``Rejected``.
+Again = Callable[[int], Any]
 
 # What has a length and can be counted through, but is no list of results.
 _NOT_RESULTS = (Mapping, Set, str, bytes, bytearray)
@@ -26,8 +30,13 @@ class SingleInfer:
     def __init__(self, fn: Callable[[Any], Any]) -> None:
         self._fn = fn
 
-    def __call__(self, items: Sequence[Any]) -> list[Any]:
-        """Return a result or a ``Rejected`` for each item, in the same order."""
+    def __call__(self, items: Sequence[Any], again: Again) -> list[Any]:
+        """Return a result or a ``Rejected`` for each item, in the same order.
+
+        Args:
+            items: What the function gets, one after the other.
+            again: Not needed, as nothing is called twice for an item.
+        """
         return [self._one(item) for item in items]
 
     def _one(self, item: Any) -> Any:
@@ -78,14 +87,20 @@ class BatchInfer:
         self._timeout = timeout
         self._clock = clock
 
-    def __call__(self, items: Sequence[Any]) -> list[Any]:
-        """Return a result or a ``Rejected`` for each item, in the same order."""
+    def __call__(self, items: Sequence[Any], again: Again) -> list[Any]:
+        """Return a result or a ``Rejected`` for each item, in the same order.
+
+        Args:
+            items: What the function gets.
+            again: Makes the items of every further call.
+        """
         give_up_at = self._clock() + self._timeout
         if self._key is None:
-            return self._chunks(items, give_up_at)
+            return self._chunks(items, again, give_up_at)
         results: list[Any] = [None] * len(items)
         for places in self._groups(self._key, items, results).values():
-            answers = self._chunks([items[place] for place in places], give_up_at)
+            part = [items[place] for place in places]
+            answers = self._chunks(part, at(places, again), give_up_at)
             for place, answer in zip(places, answers, strict=True):
                 results[place] = answer
         return results
@@ -104,16 +119,18 @@ class BatchInfer:
                 results[place] = Rejected.of(exc)
         return groups
 
-    def _chunks(self, items: Sequence[Any], give_up_at: float) -> list[Any]:
+    def _chunks(self, items: Sequence[Any], again: Again, give_up_at: float) -> list[Any]:
         size = self._max_batch_size
         if size is None or len(items) <= size:
-            return self._isolated(items, give_up_at)
+            return self._isolated(items, again, give_up_at)
         results: list[Any] = []
         for start in range(0, len(items), size):
-            results += self._isolated(items[start : start + size], give_up_at)
+            places = range(start, len(items))
+            part = items[start : start + size]
+            results += self._isolated(part, at(places, again), give_up_at)
         return results
 
-    def _isolated(self, items: Sequence[Any], give_up_at: float) -> list[Any]:
+    def _isolated(self, items: Sequence[Any], again: Again, give_up_at: float) -> list[Any]:
         """Call once for all; where that raises, again for the halves, down to single items.
 
         Depth first and in order, so that the results simply follow one another.
@@ -126,19 +143,21 @@ class BatchInfer:
             if failure is not None and self._clock() >= give_up_at:
                 results += self._reject_unknown(len(items) - start, failure)
                 break
-            part = items[start:end]
             try:
-                results += self._call(part)
+                if failure is None:
+                    results += self._call(items[start:end])
+                else:
+                    results += for_accepted([*map(again, range(start, end))], self._call)
             except BatchSizeError as exc:
-                results += [Rejected.of(exc)] * len(part)
+                results += [Rejected.of(exc)] * (end - start)
             except KeyboardInterrupt:
                 raise
             except BaseException as exc:  # sys.exit() in a model must not take the others along
                 failure = exc
-                if len(part) == 1:
+                if end - start == 1:
                     results.append(Rejected.of(exc))
                 elif not self._isolate:
-                    results += self._reject_unknown(len(part), exc)
+                    results += self._reject_unknown(end - start, exc)
                 else:
                     middle = (start + end) // 2
                     todo += [(middle, end), (start, middle)]
@@ -180,6 +199,22 @@ class BatchInfer:
             f"{self._where} got {len(items)} item(s), returned {returned};"
             " return a list with one result for each item, in the same order"
         )
+
+
+def at(places: Sequence[int], again: Again) -> Again:
+    """Return what makes the items anew that are at some places of a longer list."""
+    return lambda number: again(places[number])
+
+
+def for_accepted(
+    items: Sequence[Any], call: Callable[[Sequence[Any]], Sequence[Any]]
+) -> Sequence[Any]:
+    """Call for those of the items that are no ``Rejected``, which stay at their places."""
+    if not count_rejected(items):
+        return call(items) if items else []
+    accepted = [item for item in items if not isinstance(item, Rejected)]
+    results = iter(call(accepted) if accepted else [])
+    return [item if isinstance(item, Rejected) else next(results) for item in items]
 
 
 def _is_results(returned: Any) -> bool:

@@ -29,7 +29,8 @@ class InferenceFailed(HTTPException, VentuError):
     Attributes:
         code: The HTTP status, 400 to 599.
         description: What a client may read.
-        extra: Further members of the problem document, such as ``errors``.
+        extra: Further members of the problem document, such as ``errors``. What JSON cannot say is
+            put in words.
         retry_after: Seconds after which a new try makes sense, if that is known.
         job: Under which id the log of a worker says why; "" if none does.
         is_fault: Whether the service is to blame, and not the request.
@@ -40,6 +41,8 @@ class InferenceFailed(HTTPException, VentuError):
     is_fault: bool = False
 
     def __init__(self, status: int, detail: str, extra: dict[str, Any] | None = None) -> None:
+        if not (isinstance(status, int) and 400 <= status <= 599):
+            raise ValueError(f"status {status!r}, expected 400 to 599")
         # Flask looks for a handler by the class alone.
         self.__class__ = _with_status(type(self), status)  # type: ignore[arg-type]  # it is hashable
         super().__init__(description=detail)
@@ -55,7 +58,7 @@ class InferenceFailed(HTTPException, VentuError):
 
     def get_body(self, *args: Any) -> str:
         """Return the problem document; see werkzeug for the arguments."""
-        document = problem(self.code or 500, self.description or "", **self.extra)
+        document = problem(self.code or 500, self.description or "", extra=self.extra)
         return encode_problem(document, "json").decode()
 
     def get_headers(self, *args: Any) -> list[tuple[str, str]]:
@@ -117,7 +120,15 @@ class Rejected:
 
     @classmethod
     def of(cls, exc: BaseException) -> "Rejected":
-        """Return what becomes of an item for which ``exc`` was raised."""
+        """Return what becomes of an item for which ``exc`` was raised; that never raises."""
+        try:
+            return cls._of_known(exc)
+        except Exception as odd:  # a text made only now, or a property of the user's own
+            odd.__cause__ = exc
+            return cls.unexpected(odd)
+
+    @classmethod
+    def _of_known(cls, exc: BaseException) -> "Rejected":
         if isinstance(exc, InvalidPayload):
             extra = {"errors": exc.errors, "error_count": exc.error_count}
             return cls(exc.status, str(exc), "invalid", exc, extra)
@@ -140,7 +151,7 @@ class Rejected:
     @classmethod
     def _of_http(cls, exc: HTTPException) -> "Rejected":
         status = exc.code if exc.response is None else exc.response.status_code
-        if status is None or not 400 <= status <= 599:
+        if not (isinstance(status, int) and 400 <= status <= 599):
             return cls.unexpected(exc)
         return cls(status, str(exc.description or ""), reason_of(status), exc)
 

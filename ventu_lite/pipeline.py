@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from .codecs import sniff
 from .config import Codec
 from .errors import InvalidResponse
+from .isolation import Again, at, for_accepted
 from .misfits import misfit
 from .outcomes import Rejected, count_rejected
 from .validation import Schema
@@ -52,7 +53,7 @@ class Pipeline:
     Attributes:
         request, response: The schemas.
         preprocess, postprocess: The user's functions, ``None`` where there are none.
-        infer: Items in, results or ``Rejected`` out, in the same order.
+        infer: Items in, results or ``Rejected`` out, in the same order; see ``isolation``.
         mode: Whether ``infer`` calls a function of one item or of many.
         last: ``name (file:line)`` of the stage that returns responses, for messages.
         clock: Monotonic seconds, as fine as they can be had.
@@ -61,7 +62,7 @@ class Pipeline:
     request: Schema
     response: Schema
     preprocess: Callable[[Any], Any] | None
-    infer: Callable[[Sequence[Any]], list[Any]]
+    infer: Callable[[Sequence[Any], Again], list[Any]]
     postprocess: Callable[[Any], Any] | None
     mode: Mode
     last: str
@@ -106,13 +107,17 @@ class Pipeline:
     def _invalid(self, value: Any, exc: ValidationError) -> InvalidResponse:
         return InvalidResponse(f"{self.last} returned {misfit(value, exc, self.response.adapter)}")
 
-    def infer_prepared(self, prepared: Sequence[Any]) -> list[Any]:
-        """Return one result for each item, passing those over that were rejected before."""
-        if not count_rejected(prepared):
-            return self.infer(prepared) if prepared else []
-        items = [item for item in prepared if not isinstance(item, Rejected)]
-        remaining = iter(self.infer(items) if items else [])
-        return [item if isinstance(item, Rejected) else next(remaining) for item in prepared]
+    def infer_prepared(self, prepared: Sequence[Any], again: Again) -> Sequence[Any]:
+        """Return one result for each item, passing those over that were rejected before.
+
+        Args:
+            prepared: What ``prepare`` has returned.
+            again: Prepares the item at a place anew.
+        """
+        if count_rejected(prepared):
+            accepted = [n for n, item in enumerate(prepared) if not isinstance(item, Rejected)]
+            again = at(accepted, again)
+        return for_accepted(prepared, lambda items: self.infer(items, again))
 
     def run(self, payloads: Sequence[bytes], codec: Codec | None = None) -> Run:
         """Take a batch all the way; each payload is answered in the codec in which it came.
@@ -126,7 +131,7 @@ class Pipeline:
         started = clock()
         prepared = list(map(self.prepare, payloads, codecs))
         prepared_at = clock()
-        results = self.infer_prepared(prepared)
+        results = self.infer_prepared(prepared, lambda n: self.prepare(payloads[n], codecs[n]))
         inferred_at = clock()
         outcomes = list(map(self.finish, results, codecs))
         return Run(

@@ -6,7 +6,9 @@ from http import HTTPStatus
 from typing import Any, Final, Literal
 
 import msgpack
+from pydantic_core import to_jsonable_python
 
+from .codecs import plain
 from .config import Codec
 from .errors import NotAcceptable
 from .media_types import CODEC_OF, own_type, response_type
@@ -36,23 +38,21 @@ def title_of(status: int) -> str:
     return TITLES.get(status) or TITLES[status // 100 * 100]
 
 
-def problem(status: int, detail: str, instance: str = "", **extra: Any) -> dict[str, Any]:
+def problem(
+    status: int, detail: str, instance: str = "", extra: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Return a problem document.
 
     Args:
         status: The HTTP status, 400 to 599.
         detail: One sentence for this occurrence; never another request's data.
         instance: A URI reference that names the occurrence, as in the log.
-        extra: Further members, such as ``errors`` and ``error_count``.
+        extra: Further members, such as ``errors`` and ``error_count``, or another ``type`` and
+            ``title``.
     """
-    document = {
-        "type": "about:blank",
-        "title": title_of(status),
-        "status": status,
-        "detail": detail,
-        "instance": instance,
-    }
-    return document | extra
+    document = {"type": "about:blank", "title": title_of(status)}
+    own = {"status": status, "detail": detail, "instance": instance}
+    return document | own | dict(extra) | own if extra else document | own
 
 
 def problem_codec(accept: str, content_type: str) -> Codec:
@@ -71,8 +71,28 @@ def problem_codec(accept: str, content_type: str) -> Codec:
 def encode_problem(document: Mapping[str, Any], codec: Codec) -> bytes:
     """Return the bytes of a problem document; half a surrogate pair becomes a question mark.
 
-    Texts of exceptions get here, and an error body that cannot be written helps nobody.
+    Texts of exceptions get here, and whatever a stage has added to its own: what no codec can say
+    is put in words.
+
+    Raises:
+        Exception: A member holds itself, or has no words.
     """
+    try:
+        return _encode(document, codec)
+    except (TypeError, ValueError, OverflowError):  # dates, numbers of numpy, exceptions
+        simple = to_jsonable_python(dict(document), inf_nan_mode="null", fallback=_in_words)
+        return _encode(simple, codec)
+
+
+def _encode(document: Mapping[str, Any], codec: Codec) -> bytes:
     if codec == "json":
-        return json.dumps(document, ensure_ascii=False).encode("utf-8", "replace")
+        text = json.dumps(document, ensure_ascii=False, allow_nan=False)
+        return text.encode("utf-8", "replace")
     return msgpack.packb(document, unicode_errors="replace")
+
+
+def _in_words(value: Any) -> Any:
+    try:
+        return plain(value)
+    except (TypeError, ValueError):
+        return str(value)

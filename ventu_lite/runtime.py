@@ -122,7 +122,7 @@ class Runtime:
         pipeline = self._make_pipeline(prefer_batch=prefer_batch)
         prepared = [pipeline.prepare_value(value) for value in data]
         with self._turns.turn_for(pipeline.mode):
-            results = pipeline.infer_prepared(prepared)
+            results = pipeline.infer_prepared(prepared, lambda n: pipeline.prepare_value(data[n]))
         answers = [pipeline.finish_value(result) for result in results]
         return [answer.exc if isinstance(answer, Rejected) else answer for answer in answers]
 

@@ -33,11 +33,12 @@ from .serializing import to_json, to_python
 from .substitutes import advice_on
 
 MAX_FIELD_ERRORS: Final = 20  # a list of 100,000 wrong numbers would become 18 MB of errors
-# In bytes. Of a larger payload only the first error of a list is told: to find the others would
-# cost up to a thousand times its size.
-MAX_PATIENCE: Final = 8192
+# In bytes. Of a larger payload only the first error of a list is told: to find the others costs up
+# to 60 µs and 35 KB for each byte, with empty maps in place of models of a hundred fields.
+MAX_PATIENCE: Final = 1024
 MAX_TEXT: Final = 200  # of a key or a message, which may hold what the client sent
 
+_TOO_LARGE: Final = {"type": "overflow", "loc": [], "msg": "a number or duration is too large"}
 _USUAL: Final = "Use a BaseModel, a dataclass, a TypedDict or a builtin such as list[float]."
 # Nobody has validated an instance of a plain dataclass before it gets here.
 _REVALIDATE: Final = ConfigDict(revalidate_instances="always")
@@ -73,7 +74,8 @@ class Schema:
             MalformedPayload: The payload is not in that codec.
             PayloadTooLarge: It is larger than a payload may be, or would be in JSON.
             InvalidPayload: The value does not fit.
-            Exception: Whatever a validator of the user raises, apart from ``ValueError``.
+            Exception: Whatever a validator of the user raises, apart from ``ValueError`` and
+                ``OverflowError``.
         """
         if self._max_body is not None and len(payload) > self._max_body:
             raise PayloadTooLarge(f"body of more than {self._max_body} bytes")
@@ -88,6 +90,8 @@ class Schema:
             raise _clearest(exc, payload, codec) from exc.__cause__
         except ValidationError as exc:
             raise _clearest(_payload_error(exc), payload, codec) from exc
+        except OverflowError as exc:  # pydantic lets that of a huge duration out
+            raise InvalidPayload([_TOO_LARGE], 1) from exc
 
     @cached_property
     def _impatient(self) -> SchemaValidator:

@@ -122,8 +122,7 @@ def _results(
     rejected: dict[str, Rejected] = {}
     for job, outcome in zip(batch.payloads, outcomes, strict=True):
         if isinstance(outcome, Rejected):
-            rejected[job] = outcome
-            payloads[job] = _error_body(job, outcome, codec or sniff(batch.payloads[job]))
+            rejected[job], payloads[job] = _error(job, outcome, codec or sniff(batch.payloads[job]))
         else:
             payloads[job] = outcome
     log.debug("%d job(s) in %.4f s, %d rejected", len(payloads), infer, len(rejected))
@@ -133,8 +132,18 @@ def _results(
     return Results(payloads, {job: one.status for job, one in rejected.items()}, infer=infer)
 
 
+def _error(job: str, rejected: Rejected, codec: Codec) -> tuple[Rejected, bytes]:
+    """Return what is logged and sent of a job that failed; what it says may fail to be said."""
+    try:
+        return rejected, _error_body(job, rejected, codec)
+    except Exception as exc:
+        exc.__cause__ = rejected.exc
+        unsaid = Rejected.unexpected(exc)
+        return unsaid, _error_body(job, unsaid, codec)
+
+
 def _error_body(job: str, rejected: Rejected, codec: Codec) -> bytes:
-    document = problem(rejected.status, rejected.detail, f"#{job}", **(rejected.extra or {}))
+    document = problem(rejected.status, rejected.detail, f"#{job}", rejected.extra)
     return encode_problem(document, codec)
 
 

@@ -4,13 +4,12 @@ import math
 import threading
 from collections.abc import Callable, Sequence
 from itertools import chain, repeat
-from typing import Any
 
 from ..errors import QueueFull
 from ..forks import reset_after_fork
 from ..metrics import ServiceMetrics
 from ..turns import Turns
-from .local_jobs import Infer, Inferred, expired
+from .local_jobs import Asked, Infer, Inferred, expired
 from .workers import DrainRate
 
 
@@ -30,20 +29,20 @@ class AtOnce:
         self._metrics = metrics
         self._clock = clock
 
-    def ask(self, item: Any, deadline: float) -> Inferred:
+    def ask(self, asked: Asked, deadline: float) -> Inferred:
         """Have an item inferred, unless its deadline has passed."""
         clock = self._clock
         began_at = clock()
         if began_at >= deadline:
             return Inferred(expired(in_queue=True))
-        (result,) = self._infer([item])
+        (result,) = self._infer([asked.item], lambda _: asked.again())
         seconds = clock() - began_at
         self._metrics.stage("infer", "single", seconds)
         return Inferred(result, 0.0, seconds, 1)
 
-    def ask_all(self, items: Sequence[Any], deadline: float) -> list[Inferred]:
+    def ask_all(self, asked: Sequence[Asked], deadline: float) -> list[Inferred]:
         """Have items inferred, one after the other."""
-        return [self.ask(item, deadline) for item in items]
+        return [self.ask(one, deadline) for one in asked]
 
 
 class OneByOne:
@@ -80,24 +79,24 @@ class OneByOne:
         self._waiting = 0
         self._rate = DrainRate()
 
-    def ask(self, item: Any, deadline: float) -> Inferred:
+    def ask(self, asked: Asked, deadline: float) -> Inferred:
         """Have an item inferred, and wait for that until its deadline.
 
         Raises:
             QueueFull: As many threads wait as may.
         """
-        return self._ask(item, deadline, self._capacity)
+        return self._ask(asked, deadline, self._capacity)
 
-    def ask_all(self, items: Sequence[Any], deadline: float) -> list[Inferred]:
+    def ask_all(self, asked: Sequence[Asked], deadline: float) -> list[Inferred]:
         """Have items inferred, one after the other.
 
         Raises:
             QueueFull: As many threads wait as may; none is inferred.
         """
         most = chain([self._capacity], repeat(math.inf))  # who has begun keeps its place
-        return [self._ask(item, deadline, limit) for item, limit in zip(items, most, strict=False)]
+        return [self._ask(one, deadline, limit) for one, limit in zip(asked, most, strict=False)]
 
-    def _ask(self, item: Any, deadline: float, most: float) -> Inferred:
+    def _ask(self, asked: Asked, deadline: float, most: float) -> Inferred:
         """Have an item inferred, if fewer than so many threads wait or it is nobody's turn."""
         queued_at = self._clock()
         if not self._turns.acquire(0) and not self._wait(deadline - queued_at, most):
@@ -106,7 +105,7 @@ class OneByOne:
             began_at = self._clock()
             if began_at >= deadline:
                 return Inferred(expired(in_queue=True), began_at - queued_at)
-            (result,) = self._infer([item])
+            (result,) = self._infer([asked.item], lambda _: asked.again())
             seconds = self._clock() - began_at
             self._rate.add(1, seconds)
         finally:

@@ -2,15 +2,14 @@
 
 import logging
 import threading
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from ..errors import Unavailable
 from ..outcomes import Rejected
 from ..retries import Reminders
 from ..slowness import too_slow
 from ..turns import Turns
-from .local_jobs import Infer
+from .local_jobs import Asked, Infer
 from .shared_queue import SharedQueue
 from .workers import Batch
 
@@ -84,20 +83,20 @@ class InferenceThread:
         one that expires meanwhile is not in it.
         """
         with self._turns:
-            batch, items = self._queue.take()
+            batch, asked = self._queue.take()
             if batch is not None:
-                self._call(batch, items)
+                self._call(batch, asked)
                 return True
         return self._queue.sleep()
 
-    def _call(self, batch: Batch[str], items: list[Any]) -> None:
+    def _call(self, batch: Batch[str], asked: Sequence[Asked]) -> None:
         if log.isEnabledFor(logging.DEBUG):
             log.debug("%s", self._queue.describe(batch))
         began_at = self._clock()
         try:
-            results = self._infer(items)
+            results = self._infer([one.item for one in asked], lambda n: asked[n].again())
         except BaseException as exc:  # the isolation lets only KeyboardInterrupt through
-            results = [Rejected.of(exc)] * len(items)
+            results = [Rejected.of(exc)] * len(asked)
         self._warn_if_slow(batch.size, self._clock() - began_at)
         self._queue.accept(batch, results, began_at)
 

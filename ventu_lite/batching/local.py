@@ -21,7 +21,7 @@ from ..outcomes import Rejected
 from ..turns import Turns
 from .inference_thread import InferenceThread
 from .jobs import Failure
-from .local_jobs import Infer, Inferred, LocalJob, expired
+from .local_jobs import Asked, Infer, Inferred, LocalJob, expired
 from .policy import Policy
 from .shared_queue import SharedQueue, patience
 
@@ -95,7 +95,7 @@ class LocalQueue:
             atexit.register(self.stop)
         self._thread.start()
 
-    def ask(self, item: Any, deadline: float) -> Inferred:
+    def ask(self, asked: Asked, deadline: float) -> Inferred:
         """Have an item inferred, in company if there is some, and wait until its deadline.
 
         Raises:
@@ -104,7 +104,7 @@ class LocalQueue:
             VentuError: The model asks itself.
         """
         self._turns.refuse_holder()
-        job = self._make_job(item, deadline, is_alone=True)
+        job = self._make_job(asked, deadline, is_alone=True)
         if isinstance(job, Inferred):
             return job
         queue = self._queue
@@ -119,7 +119,7 @@ class LocalQueue:
             queue.wake_ups.leave(job)
         return self._answer_of(job)
 
-    def ask_all(self, items: Sequence[Any], deadline: float) -> list[Inferred]:
+    def ask_all(self, asked: Sequence[Asked], deadline: float) -> list[Inferred]:
         """Have items inferred, in one batch or several, and wait until their deadline.
 
         Raises:
@@ -127,8 +127,8 @@ class LocalQueue:
             Unavailable, VentuError: As ``ask``.
         """
         self._turns.refuse_holder()
-        asked = [self._make_job(item, deadline, is_alone=False) for item in items]
-        jobs = [job for job in asked if isinstance(job, LocalJob)]
+        made = [self._make_job(one, deadline, is_alone=False) for one in asked]
+        jobs = [job for job in made if isinstance(job, LocalJob)]
         queue = self._queue
         try:
             queue.add(*jobs)
@@ -138,14 +138,14 @@ class LocalQueue:
         except BaseException:
             queue.abandon(jobs)
             raise
-        return [self._answer_of(one) if isinstance(one, LocalJob) else one for one in asked]
+        return [self._answer_of(one) if isinstance(one, LocalJob) else one for one in made]
 
-    def _make_job(self, item: Any, deadline: float, *, is_alone: bool) -> LocalJob | Inferred:
+    def _make_job(self, asked: Asked, deadline: float, *, is_alone: bool) -> LocalJob | Inferred:
         """Return a job for an item, or the answer if its key cannot be told."""
-        job = LocalJob(f"{next(self._serials):036x}", item, deadline, is_in_line=is_alone)
+        job = LocalJob(f"{next(self._serials):036x}", asked, deadline, is_in_line=is_alone)
         if self._key is not None:
             try:
-                job.key = self._key(item)
+                job.key = self._key(asked.item)
                 hash(job.key)
             except KeyboardInterrupt:
                 raise

@@ -7,11 +7,25 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from ..errors import JobExpired
+from ..isolation import Again
 from ..outcomes import Rejected
 from .jobs import EXPIRED, EXPIRED_IN_QUEUE, Job
 from .workers import Batch
 
-Infer = Callable[[Sequence[Any]], list[Any]]
+Infer = Callable[[Sequence[Any], Again], list[Any]]
+
+
+class Asked(NamedTuple):
+    """What a thread has a model infer.
+
+    Attributes:
+        item: What the function gets.
+        again: Makes the item anew, or a ``Rejected``, in any thread, for another call: the first
+            may have changed it.
+    """
+
+    item: Any
+    again: Callable[[], Any]
 
 
 class Inferred(NamedTuple):  # three times as quick to make as a frozen dataclass
@@ -36,7 +50,7 @@ def expired(*, in_queue: bool = False) -> Rejected:
 
 
 class LocalJob(Job):
-    """A job whose thread waits for it.
+    """A job whose thread waits for it; its payload is an ``Asked``.
 
     Attributes:
         is_done: Locked until that thread may go on: the cheapest event that there is.
@@ -48,8 +62,8 @@ class LocalJob(Job):
 
     __slots__ = ("infer", "is_done", "is_in_line", "outcome")
 
-    def __init__(self, id: str, item: Any, deadline: float, *, is_in_line: bool) -> None:
-        super().__init__(id, item, 0, 0.0, deadline)
+    def __init__(self, id: str, asked: Asked, deadline: float, *, is_in_line: bool) -> None:
+        super().__init__(id, asked, 0, 0.0, deadline)
         self.is_done = threading.Lock()
         self.is_done.acquire()
         self.is_in_line = is_in_line

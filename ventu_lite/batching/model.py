@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 from ..composition import Composition
 from ..metrics import ServiceMetrics
@@ -11,16 +11,16 @@ from ..turns import Turns
 from .choose import make_policy
 from .direct import AtOnce, OneByOne
 from .local import LocalQueue
-from .local_jobs import Inferred
+from .local_jobs import Asked, Inferred
 
 
 class Model(Protocol):
     """Calls the model for the items of many threads, together or one by one."""
 
-    def ask(self, item: Any, deadline: float) -> Inferred:
+    def ask(self, asked: Asked, deadline: float) -> Inferred:
         """Have one item inferred; see ``LocalQueue.ask``."""
 
-    def ask_all(self, items: Sequence[Any], deadline: float) -> list[Inferred]:
+    def ask_all(self, asked: Sequence[Asked], deadline: float) -> list[Inferred]:
         """Have items inferred; see ``LocalQueue.ask_all``."""
 
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 from ..metrics import ServiceMetrics
 from ..outcomes import Rejected
 from .jobs import Failure
-from .local_jobs import LocalJob, WakeUps, late_faults
+from .local_jobs import Asked, LocalJob, WakeUps, late_faults
 from .policy import Policy
 from .queue import Queue
 from .workers import Batch
@@ -146,8 +146,8 @@ class SharedQueue:
 
     # ---------------------------------------------------------- in the inference thread
 
-    def take(self) -> tuple[Batch[str] | None, list[Any]]:
-        """Return the batch that is due, if one is, with its items."""
+    def take(self) -> tuple[Batch[str] | None, list[Asked]]:
+        """Return the batch that is due, if one is, with what is asked."""
         with self._changed:
             batch = self._queue.take(self._clock())
             if batch is None:
