@@ -12,6 +12,8 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 
 import msgpack
 import pytest
@@ -19,6 +21,7 @@ from peers import MAX_MESSAGE, BatchingPeer, Capture, replay
 from processes import TIMEOUT
 
 from ventu_lite import session as session_module
+from ventu_lite import worker as worker_module
 from ventu_lite.errors import ProtocolError
 from ventu_lite.protocol import (
     Batch,
@@ -31,6 +34,7 @@ from ventu_lite.protocol import (
     State,
 )
 from ventu_lite.retries import LONGEST_DELAY
+from ventu_lite.wakeup import StopRequest, wait_readable
 from ventu_lite.worker import Worker, _when, connect_tcp, connect_unix, stop_on_signals
 
 A, B = "a" * 36, "b" * 36
@@ -144,6 +148,12 @@ def peer() -> Iterator[Peer]:
     peer = Peer()
     yield peer
     peer.close()
+
+
+@pytest.fixture(autouse=True)
+def long_farewell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ends at once must not pass for what ends in time, nor a busy machine come too late."""
+    monkeypatch.setattr(session_module, "LEAVE_TIMEOUT", 10 * TIMEOUT)
 
 
 @pytest.fixture
@@ -510,7 +520,7 @@ def test_stop_while_idle(peer: Peer) -> None:
         assert line.receive() == Bye()
         assert thread.is_alive()
         line.sock.close()
-        thread.join(0.5)
+        thread.join(TIMEOUT)
         assert not thread.is_alive()
 
 
@@ -562,7 +572,8 @@ def test_stop_while_a_batch_is_under_way(peer: Peer) -> None:
         line.sock.close()
 
 
-def test_stop_while_backing_off() -> None:
+def test_stop_while_backing_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_module, "backoff", lambda: repeat(10 * TIMEOUT))
     has_failed = threading.Event()
 
     def connect() -> socket.socket:
@@ -571,11 +582,9 @@ def test_stop_while_backing_off() -> None:
 
     worker = make_worker(connect)
     with running(worker) as thread:
-        for _ in range(4):  # 0.1 + 0.2 + 0.4 s have passed, 0.8 s are to come
-            assert has_failed.wait(10)
-            has_failed.clear()
+        assert has_failed.wait(10)
         worker.stop()
-        thread.join(0.5)
+        thread.join(TIMEOUT)
         assert not thread.is_alive()
 
 
@@ -653,6 +662,42 @@ def test_a_signal_stops_the_worker(peer: Peer) -> None:
         worker.run()
     thread.join()
     assert [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_signal_that_comes_just_before_a_wait_stops_the_worker(peer: Peer) -> None:
+    """Python has noted it, but no system call of the main thread ends for it."""
+    worker = make_worker(peer.connect)
+
+    def send_signal() -> None:
+        line = peer.accept()
+        line.receive()
+        line.send(a=b"x")
+        line.receive()
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)  # the main thread sleeps on
+        assert line.receive() == Bye()
+        line.sock.close()
+
+    with ThreadPoolExecutor(1) as pool:
+        sending = pool.submit(send_signal)
+        with stop_on_signals(worker):
+            worker.run()
+        sending.result(TIMEOUT)
+
+
+def test_a_signal_that_is_no_request_wakes_once() -> None:
+    request = StopRequest()
+    before = signal.signal(signal.SIGUSR1, lambda signum, frame: None)
+    try:
+        with request:
+            signal.raise_signal(signal.SIGUSR1)
+            assert wait_readable([request], TIMEOUT) == [request]
+            request.forget_wake_ups()
+            request.forget_wake_ups()
+            assert wait_readable([request], 0.0) == []
+            assert not request.is_made
+        assert signal.set_wakeup_fd(-1) == -1
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 def test_the_second_signal_kills(peer: Peer) -> None:

@@ -97,6 +97,7 @@ class Session:
         timeout = None if deadline is None else deadline - self._clock()
         if self._sock in wait_readable(self._awaited(), timeout):
             return self._receive()
+        self._stop.forget_wake_ups()
         if deadline is None or self._clock() < deadline:
             return True
         return self._time_out()

@@ -169,6 +169,7 @@ class Worker:
         level = logging.WARNING if self._reminders.is_due(problem) else logging.DEBUG
         log.log(level, "%s; trying again %s", problem, _when(delay))
         wait_readable([self._stop], delay)
+        self._stop.forget_wake_ups()
 
 
 def _when(delay: float) -> str:
