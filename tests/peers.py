@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
+from waiting import TIMEOUT
+
 from ventu_lite.errors import ProtocolError
 from ventu_lite.frames import FrameDecoder, encode_frame
 from ventu_lite.protocol import Batch, BatchingConnection, Closed, Event, Hello, Results, State
@@ -155,7 +157,7 @@ class BatchingPeer:
         traceback: TracebackType | None,
     ) -> None:
         self._do(self._close)
-        self._thread.join(10)
+        self._thread.join(2 * TIMEOUT)
         assert not self._thread.is_alive(), "the peer's thread hangs"
         self._drop_all()  # one that was accepted while closing
         self._selector.close()
@@ -170,7 +172,9 @@ class BatchingPeer:
         assert self.port is not None
         return connect_tcp("127.0.0.1", self.port)
 
-    def submit(self, payloads: Sequence[bytes], timeout: float = 10) -> list[tuple[int, bytes]]:
+    def submit(
+        self, payloads: Sequence[bytes], timeout: float = TIMEOUT
+    ) -> list[tuple[int, bytes]]:
         """Send one batch and return the HTTP status and body of each job, in the same order.
 
         Raises:
@@ -186,14 +190,15 @@ class BatchingPeer:
         """Close the connections of all workers, as a batching service that dies."""
         self._do(self._drop_all)
 
-    def wait_for_workers(self, count: int, timeout: float = 10) -> None:
+    def wait_for_workers(self, count: int, timeout: float = TIMEOUT) -> None:
         """Wait until exactly ``count`` workers can be given a batch or have one."""
         with self._changed:
             if not self._changed.wait_for(lambda: self._ready() == count, timeout):
                 raise TimeoutError(f"{self._ready()} workers, expected {count}")
 
     def _ready(self) -> int:
-        states = [line.connection.state for line in self._lines]
+        lines = list(self._lines)  # at once: the peer's thread may change it meanwhile
+        states = [line.connection.state for line in lines]
         return sum(state in (State.IDLE, State.BUSY) for state in states)
 
     def _do(self, action: Callable[[], None]) -> None:
@@ -226,7 +231,7 @@ class BatchingPeer:
 
     def _accept(self) -> None:
         sock, _ = self._listener.accept()
-        sock.settimeout(10)
+        sock.settimeout(TIMEOUT)
         challenge = os.urandom(32) if self._secret is not None else None
         connection = BatchingConnection(
             max_message=self._max_message, secret=self._secret, challenge=challenge

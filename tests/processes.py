@@ -5,6 +5,7 @@ import http.client
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -40,6 +41,18 @@ def short_directory() -> Iterator[Path]:
     """A temporary directory whose path leaves room for the name of a Unix socket."""
     with tempfile.TemporaryDirectory(prefix="v", dir="/tmp") as path:
         yield Path(path)
+
+
+@contextlib.contextmanager
+def reserved_port() -> Iterator[int]:
+    """A port of this machine at which services may listen, also again, but no other program can.
+
+    The system gives it to nobody who wants any port: it is bound, although nobody listens.
+    """
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as services do
+        sock.bind(("127.0.0.1", 0))
+        yield sock.getsockname()[1]
 
 
 class Process:
@@ -89,7 +102,7 @@ class Process:
         if self._popen.poll() is None:
             self.signal(signal.SIGTERM)  # so that its coverage is counted
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._popen.wait(5)
+                self._popen.wait(TIMEOUT if kind is None else 5)  # killed, it could not clear up
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)  # its children, too, or the reader never ends
         self._popen.wait(TIMEOUT)
@@ -283,7 +296,8 @@ def gunicorn(
     """``gunicorn`` on a free port."""
     with short_directory() as directory:
         control = {"XDG_RUNTIME_DIR": str(directory)}  # where newer versions have a socket
-        arguments = ("-m", "gunicorn", "--bind", "127.0.0.1:0", *options, app)
+        # It closes a kept connection after two seconds, also on a client that is about to ask.
+        arguments = ("-m", "gunicorn", "--bind=127.0.0.1:0", "--keep-alive=75", *options, app)
         with Process(*arguments, cwd=cwd, env=control | dict(env or {})) as process:
             match = process.wait_for(r"Listening at: http://127.0.0.1:(\d+)")
             yield Server(process, int(match[1]))

@@ -412,9 +412,9 @@ def test_a_server_that_closes_after_each_answer_gives_none() -> None:
 
 
 def test_a_server_that_is_gone_gives_errors() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as door:
-        port = door.getsockname()[1]
-    tally = run(plan_to(port))
+    with socket.socket() as nobody:  # it keeps the port from others, and does not listen
+        nobody.bind(("127.0.0.1", 0))
+        tally = run(plan_to(nobody.getsockname()[1]))
     (kind,) = tally.errors
     assert "no connection" in kind
     assert tally.errors[kind] >= 4
@@ -687,6 +687,19 @@ def test_a_peer_is_defined_wholly(peer: Peer, model: str) -> None:
     assert peer.batching == "none" or str(MAX_BATCH_SIZE) in peer.program
 
 
+@pytest.fixture
+def own_port(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let a server that a test starts have a port that the system gives to nobody else meanwhile.
+
+    Whoever wants it by its number gets it, as servers reuse addresses, too.
+    """
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        monkeypatch.setattr("benchmark.servers._free_port", lambda: holder.getsockname()[1])
+        yield
+
+
 def options(**changes: object) -> Options:
     base = Options("empty", [2], 0.3, 0.1, 1, 1, Path("/nonexistent"))
     return replace(base, **changes)  # type: ignore[arg-type]  # any field of it
@@ -702,6 +715,7 @@ def ready(cache: Path, peer: Peer) -> None:
     (folder / "installed.txt").write_text("\n".join(requirements(peer)))
 
 
+@pytest.mark.usefixtures("own_port")
 def test_ventu_lite_is_measured(tmp_path: Path) -> None:
     """The whole way, but for what is installed."""
     peers = [PEERS["ventu_lite"]]
@@ -728,6 +742,7 @@ def test_ctrl_c_ends_a_comparison_early_and_shows_it(tmp_path: Path) -> None:
     assert re.search(r"^\| ventu_lite serve \| [0-9,]+ \|", process.output, re.MULTILINE)
 
 
+@pytest.mark.usefixtures("own_port")
 def test_ventu_lite_in_gunicorn_runs_and_ends() -> None:
     peer = PEERS["ventu_lite-flask"]
     with running(peer, "sleep", "8 threads", Path(sys.executable)) as server:
@@ -768,6 +783,7 @@ def plain(program: str) -> Peer:
         ),
     ],
 )
+@pytest.mark.usefixtures("own_port")
 def test_a_peer_that_does_not_work_is_shown(tmp_path: Path, program: str, words: str) -> None:
     peer = plain(program)
     ready(tmp_path, peer)

@@ -31,8 +31,10 @@ def test_what_was_begun_is_done() -> None:
         """
 with quick_exit():
     atexit.register(print, "at exit")
-    threading.Thread(target=lambda: (time.sleep(0.05), print("thread"))).start()
+    ends = threading.Event()
+    threading.Thread(target=lambda: (ends.wait(), time.sleep(0.05), print("thread"))).start()
     print("block")
+    ends.set()
 """
     )
     assert done.stdout.split("\n") == ["block", "thread", "at exit", ""]

@@ -6,7 +6,8 @@ import select
 import socket
 import struct
 import threading
-import time
+from collections.abc import Callable
+from typing import Any
 from urllib.request import urlopen
 
 import pytest
@@ -15,6 +16,12 @@ from waiting import until
 
 from ventu_lite.metrics import metrics_of
 from ventu_lite.metrics_port import MOST_CLIENTS, serve
+
+
+def threads_from_now_on() -> Callable[[], int]:
+    """Return what counts the threads that are new: one of another test may be about to end."""
+    others = set(threading.enumerate())
+    return lambda: len(set(threading.enumerate()) - others)
 
 
 def test_a_process_without_flask_serves_its_metrics() -> None:
@@ -78,16 +85,15 @@ def test_the_very_first_request_gets_no_metrics_under_another_path(
     start, here = threading.Thread.start, threading.current_thread()
     answers: list[int] = []
 
-    def start_and_ask(thread: threading.Thread) -> None:
+    def start_and_ask(thread: Any) -> None:
+        port = thread._target.__self__.server_port
         start(thread)
         if threading.current_thread() is here:
             with Client(port) as client:
                 answers.append(client.get("/nowhere").status)
 
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port = int(sock.getsockname()[1])
     monkeypatch.setattr(threading.Thread, "start", start_and_ask)
-    serve("127.0.0.1", port, lambda: "")
+    serve("127.0.0.1", 0, lambda: "")
     assert answers == [404]
 
 
@@ -97,20 +103,19 @@ def test_a_client_that_says_nothing_or_goes_away_holds_nothing(
     """And leaves no traceback in the middle of a log."""
     monkeypatch.setattr("ventu_lite.metrics_port.PATIENCE", 0.1)
     port = serve("127.0.0.1", 0, lambda: "")
-    before = threading.active_count()
+    threads = threads_from_now_on()
     for said in (b"", b"GET /metr", b"GET /metrics HTTP/1.1\r\nHost: "):
         with socket.create_connection(("127.0.0.1", port), TIMEOUT) as sock:
-            sock.sendall(said)
-            assert sock.recv(1) == b""
+            with contextlib.suppress(ConnectionError):  # it is closed before all is said
+                sock.sendall(said)
+                assert sock.recv(1) == b""
+    monkeypatch.setattr("ventu_lite.metrics_port.PATIENCE", TIMEOUT)
     with socket.create_connection(("127.0.0.1", port), TIMEOUT) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         sock.sendall(b"GET /metrics HTTP/1.1\r\n")
     with Client(port) as client:
         assert client.get("/readyz").status == 200
-    deadline = time.monotonic() + TIMEOUT
-    while threading.active_count() > before and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert threading.active_count() <= before
+    until(lambda: not threads())
     assert capfd.readouterr() == ("", "")
 
 
@@ -121,31 +126,36 @@ def test_a_client_that_is_slow_is_cut_off_however_busy_it_looks(
     monkeypatch.setattr("ventu_lite.metrics_port.PATIENCE", 0.2)
     port = serve("127.0.0.1", 0, lambda: "")
     with socket.create_connection(("127.0.0.1", port), TIMEOUT) as sock:
-        sock.sendall(b"GET /readyz HTTP/1.1\r\nX: ")
-        deadline = time.monotonic() + TIMEOUT
+
+        def is_closed() -> bool:
+            sock.sendall(b"x")
+            return bool(select.select([sock], [], [], 0)[0])
+
         with contextlib.suppress(ConnectionError):  # it is closed
-            while not select.select([sock], [], [], 0.01)[0]:
-                assert time.monotonic() < deadline
-                sock.sendall(b"x")
+            sock.sendall(b"GET /readyz HTTP/1.1\r\nX: ")
+            until(is_closed, pause=0.01)
 
 
 def test_a_client_that_does_not_read_its_answer_is_cut_off(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("ventu_lite.metrics_port.PATIENCE", 0.2)
     port = serve("127.0.0.1", 0, lambda: "x" * 50_000_000)
-    before = threading.active_count()
+    threads = threads_from_now_on()
     with socket.create_connection(("127.0.0.1", port), TIMEOUT) as sock:
         sock.sendall(b"GET /readyz HTTP/1.1\r\n\r\n")
-        until(lambda: threading.active_count() > before)
-        until(lambda: threading.active_count() <= before)
+        assert sock.recv(1)  # the answer has begun
+        monkeypatch.setattr("ventu_lite.metrics_port.PATIENCE", 0.2)
+        until(lambda: not threads())
 
 
 @pytest.mark.parametrize("said", [b"", b"GET /readyz HTTP/1.1\r\nX: "], ids=["mute", "slow"])
-def test_clients_that_hold_every_place_do_not_keep_a_probe_out(said: bytes) -> None:
+def test_clients_that_hold_every_place_do_not_keep_a_probe_out(
+    monkeypatch: pytest.MonkeyPatch, said: bytes
+) -> None:
     """The one that came first makes room."""
+    monkeypatch.setattr("ventu_lite.metrics_port.PATIENCE", 10 * TIMEOUT)
     port = serve("127.0.0.1", 0, lambda: "")
-    before = threading.active_count()
+    threads = threads_from_now_on()
     with contextlib.ExitStack() as stack:
         crowd = []
         for _ in range(MOST_CLIENTS * 3):
@@ -154,14 +164,16 @@ def test_clients_that_hold_every_place_do_not_keep_a_probe_out(said: bytes) -> N
             sock.sendall(said)
         with Client(port) as client:
             assert client.get("/readyz").status == 200
-        assert threading.active_count() <= before + MOST_CLIENTS
+        until(lambda: threads() <= MOST_CLIENTS)  # who leaves his place has yet to end
         crowd[0].settimeout(TIMEOUT)
         with contextlib.suppress(ConnectionResetError):
             assert crowd[0].recv(1) == b""
-    until(lambda: threading.active_count() <= before)
+    until(lambda: not threads())
 
 
-def test_one_that_does_not_end_when_cut_off_does_not_keep_a_probe_out() -> None:
+def test_one_that_does_not_end_when_cut_off_does_not_keep_a_probe_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Those that came after it make room."""
     is_busy, is_over = threading.Event(), threading.Event()
 
@@ -169,8 +181,9 @@ def test_one_that_does_not_end_when_cut_off_does_not_keep_a_probe_out() -> None:
         is_busy.set()
         return str(is_over.wait(TIMEOUT))
 
+    monkeypatch.setattr("ventu_lite.metrics_port.PATIENCE", 10 * TIMEOUT)
     port = serve("127.0.0.1", 0, why_not_ready)
-    before = threading.active_count()
+    threads = threads_from_now_on()
     with contextlib.ExitStack() as stack:
         stack.callback(is_over.set)
         crowd = [socket.create_connection(("127.0.0.1", port), TIMEOUT)]
@@ -182,25 +195,25 @@ def test_one_that_does_not_end_when_cut_off_does_not_keep_a_probe_out() -> None:
             stack.enter_context(sock)
         with Client(port) as client:
             assert client.get("/livez").status == 200
-        assert threading.active_count() <= before + MOST_CLIENTS
-    until(lambda: threading.active_count() <= before)
+        until(lambda: threads() <= MOST_CLIENTS)
+    until(lambda: not threads())
 
 
 def test_who_cannot_be_answered_in_time_keeps_the_threads_few() -> None:
     """Where all wait for the same disk, more threads would only wait with them."""
     is_over = threading.Event()
     port = serve("127.0.0.1", 0, lambda: str(is_over.wait(TIMEOUT)))
-    before = threading.active_count()
+    threads = threads_from_now_on()
     with contextlib.ExitStack() as stack:
         stack.callback(is_over.set)
         for _ in range(MOST_CLIENTS):
             sock = stack.enter_context(socket.create_connection(("127.0.0.1", port), TIMEOUT))
             sock.sendall(b"GET /readyz HTTP/1.1\r\n\r\n")
-        until(lambda: threading.active_count() == before + MOST_CLIENTS)
+        until(lambda: threads() == MOST_CLIENTS)
         with socket.create_connection(("127.0.0.1", port), TIMEOUT) as late:
             assert late.recv(1) == b""
-        assert threading.active_count() == before + MOST_CLIENTS
+        assert threads() == MOST_CLIENTS
         is_over.set()
-        until(lambda: threading.active_count() <= before)
+        until(lambda: not threads())
         with Client(port) as client:
             assert client.get("/livez").status == 200

@@ -61,8 +61,6 @@ def act(batch):
     if "die" in batch:
         os._exit(1)
     wait_while("wait_in_first" if "first" in batch else "wait")
-    if "slow" in batch[0]:
-        time.sleep(0.05)
     if "hang" in batch and os.path.exists("hang"):
         os.unlink("hang")
         time.sleep(600)
@@ -342,19 +340,16 @@ def test_as_long_as_one_worker_may_get_ready_requests_wait(directory: Path) -> N
 
 def test_more_than_the_capacity_is_told_to_come_again(directory: Path) -> None:
     options = ["--capacity", "16", "--max-batch-size", "4", "--timeout", "20"]
-    items = [f"slow{number}" for number in range(48)]
+    items = [f"item{number}" for number in range(16)]
     with serve("app", *options, cwd=directory) as server:
-        server.process.wait_for("ready on")
-        answers = Crowd(server, items).answers()
-        assert set(statuses(answers)) == {200, 429}
-        for item, answer in zip(items, answers, strict=True):
-            if answer.status == 200:
-                assert json.loads(answer.body) == item.upper()
-            else:
-                assert int(answer.headers["Retry-After"]) >= 1
+        with held_back(server, directory, items) as crowd:
+            late = Crowd(server, ["late"] * 32).answers()
+        assert statuses(late) == {429: 32}
+        assert all(int(answer.headers["Retry-After"]) >= 1 for answer in late)
+        answers = crowd.answers()
+        assert [json.loads(answer.body) for answer in answers] == [i.upper() for i in items]
         assert max(len(run) for _, run in batches(directory)) <= 4
-        rejected = samples(server)["ventu_rejected_total/full"]
-        assert rejected == statuses(answers)[429]
+        assert samples(server)["ventu_rejected_total/full"] == 32
 
 
 def test_deadlines_are_kept_and_nobody_computes_for_those_who_have_left(directory: Path) -> None:
@@ -363,7 +358,7 @@ def test_deadlines_are_kept_and_nobody_computes_for_those_who_have_left(director
             began_at = time.monotonic()
             late = server.infer(b'"late"', X_Request_Timeout="0.3")
             assert late.status == 504
-            assert 0.3 <= time.monotonic() - began_at < 3
+            assert 0.3 <= time.monotonic() - began_at < 30
             with socket.create_connection(("127.0.0.1", server.port)) as client:
                 head = b"POST /inference HTTP/1.1\r\nHost: h\r\nContent-Length: 6\r\n\r\n"
                 client.sendall(head + b'"left"')
@@ -601,15 +596,12 @@ def test_strangers_who_talk_nonsense_disturb_nobody(directory: Path) -> None:
     Without a secret whoever connects may be given a job, and a second one the same job again.
     """
     at = directory / "s"
-    options = ["--unix", str(at), "--timeout", "20", "--log-level", "error"]
+    options = ["--unix", str(at), "--timeout", "20"]
     with nothing_left() as mark:
         mark |= {"VENTU_WORKER_SECRET": "known to honest workers"}
-        port = free_port()
-        arguments = ("-m", "ventu_lite", "batching", "--port", str(port), *options)
-        with Process(*arguments, env=mark) as process:
-            with worker("app", "--unix", str(at), cwd=directory, env=mark) as honest:
-                honest.wait_for("connected to")
-                server = Server(process, port)
+        with batching(*options, env=mark) as server:
+            port, process = server.port, server.process
+            with worker("app", "--unix", str(at), cwd=directory, env=mark):
                 until(lambda: server.get("/readyz").status == 200)
                 threads = [
                     threading.Thread(target=disturb, args=(*where, seed, MUTATIONS // 4))
@@ -630,9 +622,3 @@ def test_strangers_who_talk_nonsense_disturb_nobody(directory: Path) -> None:
                 assert process.is_alive
                 assert "Traceback" not in process.output
             assert process.stop() == 0
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port: int = sock.getsockname()[1]
-        return port

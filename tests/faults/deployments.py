@@ -1,6 +1,8 @@
 """The ways to run a service, each of them whole, so that a fault can be tried on all."""
 
 import contextlib
+import os
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from processes import (
     batching,
     gunicorn,
     nothing_left,
+    reserved_port,
     serve,
     worker,
 )
@@ -22,6 +25,9 @@ SERVE, UNIX, TCP, GUNICORN = "serve", "batching over unix", "batching over tcp",
 #: Those with a batching service in front of worker processes.
 BATCHING = (SERVE, UNIX, TCP)
 EVERY = (*BATCHING, GUNICORN)
+
+#: A request may wait for a worker to start: on a busy machine that is more than the usual 5 s.
+_PATIENT = {"VENTU_TIMEOUT": str(TIMEOUT)}
 
 everywhere = pytest.mark.parametrize("how", EVERY)
 behind_batching = pytest.mark.parametrize("how", BATCHING)
@@ -82,7 +88,7 @@ def deployed(
     """
     (directory / "app.py").write_text(app)
     with contextlib.ExitStack() as stack:
-        given = stack.enter_context(nothing_left(files=True)) | dict(env or {})
+        given = stack.enter_context(nothing_left(files=True)) | _PATIENT | dict(env or {})
         started: list[Process] = []
         address: tuple[str, ...] = ("--unix", "s")
         if how == SERVE:
@@ -92,11 +98,9 @@ def deployed(
             both = ("--threads=8", "--workers=1")
             server = stack.enter_context(gunicorn("app:app", *both, cwd=directory, env=given))
         else:
-            door = address if how == UNIX else ("--tcp", "127.0.0.1:0")
-            server = stack.enter_context(batching(*door, *options, cwd=directory, env=given))
             if how == TCP:
-                found = server.process.wait_for(r"tcp:(?://)?127\.0\.0\.1:(\d+)")
-                address = ("--tcp", f"127.0.0.1:{found[1]}")
+                address = ("--tcp", f"127.0.0.1:{stack.enter_context(reserved_port())}")
+            server = stack.enter_context(batching(*address, *options, cwd=directory, env=given))
             for _ in range(workers):
                 process = worker("app.py", *address, cwd=directory, env=given)
                 started.append(stack.enter_context(process))
@@ -104,6 +108,52 @@ def deployed(
         if is_ready:
             until(lambda: server.get("/readyz").status == 200)
         yield deployment
+
+
+# Stands before every program that Python starts there.
+_OTHER_LIMITS = """
+from functools import partial
+from ventu_lite.batching import http
+
+http.Limits = partial(http.Limits, **{})
+"""
+
+
+def other_limits(directory: Path, **limits: float) -> dict[str, str]:
+    """Return variables for HTTP sides that have other limits than an option can give them.
+
+    Args:
+        directory: Where to write down the limits, for every Python that has the variables.
+        limits: Some of ``Limits``.
+    """
+    (directory / "sitecustomize.py").write_text(_OTHER_LIMITS.format(limits))
+    return {"PYTHONPATH": str(directory)}
+
+
+def whole_lines(path: Path) -> list[str]:
+    """Return the lines of a file that others write to, but not one that is half written yet."""
+    return path.read_text().split("\n")[:-1] if path.exists() else []
+
+
+def doors_of(process: Process) -> set[tuple[str, int]]:
+    """Return the addresses and ports at which a process and its children listen by TCP."""
+    inodes = set()
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended
+            if os.getpgid(int(path.name)) == process.pid:
+                for file in (path / "fd").iterdir():
+                    with contextlib.suppress(FileNotFoundError):  # it was closed a moment ago
+                        inodes.add(os.readlink(file))
+    found = set()
+    for table, family in (("tcp", socket.AF_INET), ("tcp6", socket.AF_INET6)):
+        for row in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            cells = row.split()
+            if cells[3] == "0A" and f"socket:[{cells[9]}]" in inodes:
+                address, _, port = cells[1].partition(":")
+                words = bytes.fromhex(address)
+                swapped = (words[at : at + 4][::-1] for at in range(0, len(words), 4))
+                found.add((socket.inet_ntop(family, b"".join(swapped)), int(port, 16)))
+    return found
 
 
 def children(pid: int) -> list[int]:

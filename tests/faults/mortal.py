@@ -11,13 +11,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from deployments import SERVE, TCP, UNIX, Deployment, until
+from deployments import SERVE, TCP, UNIX, Deployment, until, whole_lines
 from processes import TIMEOUT, Answer, Process, Server
 from prometheus_client.parser import text_string_to_metric_families
 
 #: An answer is its item and the process that made it. The file ``log`` has a line for each batch:
 #: the process and the items. A file ``hold`` keeps every batch from its end, ``hold-PID`` those of
-#: one process. FAILS says for each start, in turn, whether it fails, and FAILS_IN where.
+#: one process. FAILS says for each start, in turn, whether it fails, and FAILS_IN where; a file
+#: ``keep-from-loading`` keeps each start before that, ``keep-from-being-ready`` those that succeed.
 MODEL = r"""
 import ctypes, os, resource, signal, time
 from ventu_lite import Service
@@ -39,6 +40,10 @@ def load():
     os.write(starts, b"x")
     pattern = os.environ.get("FAILS", "0")
     fails = pattern[(os.fstat(starts).st_size - 1) % len(pattern)] == "1"
+    while os.path.exists("keep-from-loading"):
+        time.sleep(0.005)
+    while not fails and os.path.exists("keep-from-being-ready"):
+        time.sleep(0.005)
     if fails and os.environ["FAILS_IN"] == "set-up":
         raise OSError("no weights")
     if "MEMORY_GROUP" in os.environ:
@@ -125,8 +130,7 @@ def answers(asked: Sequence[Future[Said]]) -> list[Said]:
 
 def batches(directory: Path) -> list[tuple[int, list[str]]]:
     """Return the batches that were run so far, each with its process."""
-    path = directory / "log"
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = whole_lines(directory / "log")
     return [(int(pid), items) for pid, *items in map(str.split, lines)]
 
 

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from crowds import at_once, samples
-from deployments import Deployment, children, until
+from deployments import Deployment, children, until, whole_lines
 from processes import Answer
 
 #: Appends a line to the file ``phases`` for each phase that a process comes to, and waits there as
@@ -64,8 +64,7 @@ def hold(directory: Path, phase: str) -> Path:
 
 def come_to(directory: Path, phase: str) -> list[int]:
     """Return the processes that have come to a phase, a process once for each time."""
-    path = directory / "phases"
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = whole_lines(directory / "phases")
     return [int(pid) for pid, came in map(str.split, lines) if came == phase]
 
 

@@ -43,10 +43,10 @@ from mortal import (
 from processes import TIMEOUT, batching
 
 # Only a full batch is sent, so the test knows who is in it.
-FULL = {"VENTU_MAX_WAIT_POLICY": "fixed", "VENTU_MAX_WAIT": "25", "VENTU_TIMEOUT": "25"}
+FULL = {"VENTU_MAX_WAIT_POLICY": "fixed", "VENTU_MAX_WAIT": "60", "VENTU_TIMEOUT": "60"}
 SIXTEEN = FULL | {"VENTU_MAX_BATCH_SIZE": "16"}
 FOUR = FULL | {"VENTU_MAX_BATCH_SIZE": "4"}
-PATIENT = {"VENTU_TIMEOUT": "25"}
+PATIENT = {"VENTU_TIMEOUT": "60"}
 
 ITEMS = [f"item{number}" for number in range(16)]
 
@@ -266,7 +266,7 @@ def test_the_late_answer_of_a_worker_that_was_stopped(how: str, directory: Path)
     """Another answers its jobs. It goes on, is heard by nobody, comes back, and is of use again."""
     items = ITEMS[:4]
     with contextlib.ExitStack() as stack:
-        options = ("--batch-timeout", "1")
+        options = ("--batch-timeout", "4")  # of the one that takes over, too
         running = deployed(how, MODEL, directory, *options, workers=2, env=FOUR)
         deployment = stack.enter_context(running)
         clients = [stack.enter_context(deployment.server.client()) for _ in items]
@@ -308,7 +308,7 @@ def test_the_late_answer_of_a_worker_that_was_stopped(how: str, directory: Path)
 @behind_batching
 def test_an_answer_after_the_deadline_reaches_nobody(how: str, directory: Path) -> None:
     """Its worker is not to blame, and stays."""
-    options = ("--batch-timeout", "25")
+    options = ("--batch-timeout", "60")
     with deployed(how, MODEL, directory, *options) as deployment:
         (directory / "hold").touch()
         with deployment.server.client() as client, ThreadPoolExecutor(1) as pool:
@@ -318,7 +318,7 @@ def test_an_answer_after_the_deadline_reaches_nobody(how: str, directory: Path) 
             with stopped(pid):
                 (directory / "hold").unlink()
                 assert first.result(TIMEOUT).status == 504
-                second = pool.submit(client.infer, b'"second"', X_Request_Timeout="25")
+                second = pool.submit(client.infer, b'"second"', X_Request_Timeout="60")
                 until(lambda: samples(deployment.server)["ventu_queue_jobs"] == 1)
             assert Said.of(second.result(TIMEOUT)) == Said(200, "second", pid)
         assert samples(deployment.server)["ventu_rejected_total/expired"] == 1
@@ -353,9 +353,13 @@ def test_a_start_that_fails_is_tried_again_later_and_later(
     where: str, delays: list[str], directory: Path
 ) -> None:
     env = PATIENT | {"FAILS": "1" + "1" * len(delays) + "0", "FAILS_IN": where}
+    (directory / "keep-from-loading").touch()
+    (directory / "keep-from-being-ready").touch()
     with deployed(SERVE, MODEL, directory, env=env, is_ready=False) as deployment:
         server = deployment.server
         with asked(server, ["patient"]) as patient:
+            until(lambda: samples(server)["ventu_queue_jobs"] == 1)
+            (directory / "keep-from-loading").unlink()
             server.process.wait_for("before it was ready: .*; it is started again at once")
             assert server.get("/livez").status == 200
             assert server.get("/readyz").status == server.get("/health").status == 503
@@ -364,6 +368,7 @@ def test_a_start_that_fails_is_tried_again_later_and_later(
                     f"before it was ready: .*; it is started again in {delay} s"
                 )
                 assert say(server, "hasty") == Said(503)
+            (directory / "keep-from-being-ready").unlink()
             assert answers(patient)[0].item == "patient"
         assert server.get("/readyz").status == 200
         assert len((directory / "starts").read_text()) == len(delays) + 2

@@ -47,7 +47,7 @@ log_in()
 def running(directory: Path, *options: str, **env: str) -> Iterator[Server]:
     """Run the model under gunicorn; nothing may be left of it."""
     with nothing_left() as given:
-        settings = given | {"VENTU_TIMEOUT": "25"} | env
+        settings = given | {"VENTU_TIMEOUT": "60"} | env
         with gunicorn("app:app", "--threads=8", *options, cwd=directory, env=settings) as server:
             until(lambda: server.get("/readyz").status == 200)
             yield server

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from compare_http import GROUPS, said
-from deployments import BATCHING, GUNICORN, SERVE, Deployment, deployed
+from deployments import BATCHING, GUNICORN, SERVE, Deployment, deployed, other_limits
 from http_reasons import unknown_names
 from processes import TIMEOUT, short_directory
 from requests_on_the_wire import (
@@ -44,8 +44,10 @@ def merged(sections: dict[str, Table]) -> Table:
 @pytest.fixture(scope="module", params=BATCHING)
 def site(request: pytest.FixtureRequest) -> Iterator[Deployment]:
     """A service that many tests ask, one after the other."""
-    with short_directory() as directory, deployed(request.param, APP, directory) as deployment:
-        yield deployment
+    with short_directory() as directory:
+        slowly = other_limits(directory, head_time=600.0, linger_time=600.0)
+        with deployed(request.param, APP, directory, env=slowly) as deployment:
+            yield deployment
 
 
 def letters() -> str:

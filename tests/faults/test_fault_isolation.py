@@ -417,7 +417,7 @@ def test_deadlines_are_kept_beside_a_slow_item(running: dict[str, Deployment], h
     deployment = running[how]
     gate = deployment.directory / "gate"
     gate.touch()
-    items = [Item(timeout=1.0), Item("slow"), Item(), Item(timeout=1.0), Item()]
+    items = [Item(timeout=4.0), Item("slow"), Item(), Item(timeout=4.0), Item()]
     sent = Sent(deployment, items)
     for place in (0, 3):
         answer = sent.answer(place)

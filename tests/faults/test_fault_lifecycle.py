@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from crowds import many, post, read_all, samples
-from deployments import GUNICORN, SERVE, UNIX, children, deployed, everywhere, until
+from deployments import GUNICORN, SERVE, UNIX, children, deployed, doors_of, everywhere, until
 from phases import (
     MODEL,
     SERVE_APP,
@@ -353,7 +353,7 @@ def test_the_clock_jumps(directory: Path, how: str) -> None:
     """Deadlines are kept on another one; only what is shown to people follows it."""
     (directory / "sitecustomize.py").write_text(JUMPING)
     clock = directory / "clock"
-    env = {"CLOCK": str(clock), "PYTHONPATH": str(directory), "VENTU_TIMEOUT": "25"}
+    env = {"CLOCK": str(clock), "PYTHONPATH": str(directory), "VENTU_TIMEOUT": "60"}
     with deployed(how, MODEL, directory, env=env) as deployment:
         server = deployment.server
         for jump in (TEN_YEARS, -TEN_YEARS):
@@ -471,20 +471,18 @@ def test_nobody_reads_the_log_any_more(directory: Path, how: str) -> None:
 def test_standard_streams_are_closed_at_the_start(directory: Path, how: str) -> None:
     """No socket and no file gets their numbers: libraries of C would print into it."""
     write_model(directory)
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port = sock.getsockname()[1]
-    place = f"--bind=127.0.0.1:{port}" if how == GUNICORN else f"--port={port}"
     closed = "os.close(0); os.close(1); os.close(2)"
     with contextlib.ExitStack() as stack:
         env = stack.enter_context(nothing_left()) | {"XDG_RUNTIME_DIR": str(directory)}
-        arguments = python_after(closed, *HTTP_SIDES[how][0], place)
+        arguments = python_after(closed, *HTTP_SIDES[how][0])
         front = stack.enter_context(Process(*arguments, cwd=directory, env=env))
         running = [front]
         if how == UNIX:
             work = python_after(closed, "-m", "ventu_lite", "worker", "--unix", "s")
             running.append(stack.enter_context(Process(*work, cwd=directory, env=env)))
-        server = Server(front, port)
-        until(lambda: _is_ready(server))
+        until(lambda: bool(doors_of(front)))  # nobody hears at which port
+        server = Server(front, doors_of(front).pop()[1])
+        until(lambda: server.get("/readyz").status == 200)
         assert server.infer(b'"x"').body == b'"X"'
         if how != GUNICORN:
             for pid in [process.pid for process in running] + children(front.pid):
@@ -492,13 +490,6 @@ def test_standard_streams_are_closed_at_the_start(directory: Path, how: str) -> 
                 assert ends == {"/dev/null"}
         assert [process.stop() for process in running] == [0] * len(running)
     assert all_left_in_order(directory)
-
-
-def _is_ready(server: Server) -> bool:
-    try:
-        return server.get("/readyz").status == 200
-    except ConnectionError:  # it does not listen yet
-        return False
 
 
 # ------------------------------------------------------------------------------- the limits
@@ -509,6 +500,7 @@ def test_too_few_files_for_all_clients(directory: Path) -> None:
     write_model(directory)
     limit = "resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))"
     with nothing_left() as env:
+        env["VENTU_TIMEOUT"] = str(TIMEOUT)
         arguments = python_after(limit, *SERVE_APP)
         with Process(*arguments, cwd=directory, env=env) as process:
             server = Server(process, int(process.wait_for(r"ready on http://localhost:(\d+)")[1]))
@@ -516,10 +508,9 @@ def test_too_few_files_for_all_clients(directory: Path) -> None:
             with server.client() as early, contextlib.ExitStack() as stack:
                 assert early.infer(b'"early"').body == b'"EARLY"'
                 crowd = stack.enter_context(many(server.port, 200))
-                began_at, before = time.monotonic(), _cpu_seconds(process.pid)
-                while time.monotonic() < began_at + 1.5:
-                    assert early.infer(b'"early"').body == b'"EARLY"'
-                    time.sleep(0.05)
+                assert early.infer(b'"early"').body == b'"EARLY"'
+                before = _cpu_seconds(process.pid)
+                time.sleep(1.5)
                 assert _cpu_seconds(process.pid) - before < 0.75
                 for sock in crowd:
                     with contextlib.suppress(OSError):  # it was turned away

@@ -21,7 +21,6 @@ from crowds import (
     connect,
     connections,
     hang_up,
-    has_room_for,
     honest,
     many,
     post,
@@ -30,8 +29,17 @@ from crowds import (
     reset,
     samples,
 )
-from deployments import SERVE, Deployment, behind_batching, deployed, everywhere, until
-from processes import Answer, Process, Server, nothing_left, worker
+from deployments import (
+    SERVE,
+    Deployment,
+    behind_batching,
+    deployed,
+    everywhere,
+    other_limits,
+    until,
+    whole_lines,
+)
+from processes import TIMEOUT, Answer, Client, Process, Server, nothing_left, worker
 
 # Writes down what it computes. A batch with "first" waits while there is a file "gate".
 MODEL = """
@@ -63,9 +71,7 @@ by_each_end = pytest.mark.parametrize("leave", [reset, hang_up], ids=["RST", "FI
 
 def computed(directory: Path) -> list[str]:
     """Return the items that the model has seen."""
-    path = directory / "log"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [item for line in lines for item in json.loads(line)]
+    return [item for line in whole_lines(directory / "log") for item in json.loads(line)]
 
 
 def jobs(server: Server) -> int:
@@ -81,6 +87,11 @@ def busy(deployment: Deployment) -> Iterator[None]:
         until(lambda: "first" in computed(deployment.directory))
         yield
     assert [answer.status for answer in first()] == [200]
+
+
+def without_hurry(directory: Path) -> dict[str, str]:
+    """Return variables for HTTP sides that cut nobody off, however long this machine takes."""
+    return other_limits(directory, head_time=600.0, body_time=600.0, write_time=600.0)
 
 
 @contextlib.contextmanager
@@ -143,8 +154,10 @@ def test_three_times_as_many_clients_as_places_get_right_answers_or_429(
             with server.client() as client:
                 return [(item, client.infer(json.dumps(item).encode())) for item in items]
 
-        with ThreadPoolExecutor(12) as pool:
-            answers = [pair for pairs in pool.map(ask, range(12)) for pair in pairs]
+        with ThreadPoolExecutor(12) as pool, busy(deployment):
+            asked = pool.map(ask, range(12))
+            until(lambda: samples(server)["ventu_rejected_total/full"] >= 12)
+        answers = [pair for pairs in asked for pair in pairs]
         for item, answer in answers:
             if answer.status == 200:
                 assert json.loads(answer.body) == item.upper()
@@ -154,7 +167,7 @@ def test_three_times_as_many_clients_as_places_get_right_answers_or_429(
         assert count[200] >= 4 and count[429] >= 12
         assert samples(server)["ventu_rejected_total/full"] == count[429]
         good = [item for item, answer in answers if answer.status == 200]
-        assert sorted(computed(directory)) == sorted(good)
+        assert sorted(computed(directory)) == sorted(["first", *good])
         assert_all_is_well(server)
 
 
@@ -176,6 +189,11 @@ def test_a_job_that_waits_until_its_deadline_is_not_computed(how: str, directory
         assert samples(server)["ventu_rejected_total/expired"] == 1
 
 
+def give_up(client: Client) -> bool:
+    """Ask for "first" and wait until it is too late, whether or not the model has begun with it."""
+    return client.infer(b'"first"', X_Request_Timeout="0.2").status == 504
+
+
 @everywhere
 def test_an_answer_that_comes_after_the_deadline_goes_to_nobody_else(
     how: str, directory: Path
@@ -183,7 +201,7 @@ def test_an_answer_that_comes_after_the_deadline_goes_to_nobody_else(
     with deployed(how, MODEL, directory, env=PATIENT) as deployment:
         server = deployment.server
         with gate(directory), server.client() as client:
-            assert client.infer(b'"first"', X_Request_Timeout="0.2").status == 504
+            until(lambda: give_up(client) and bool(computed(directory)))
             assert computed(directory) == ["first"]
             others = at_once(server, ["a", "b"])
             until(lambda: jobs(server) == 2)
@@ -200,8 +218,8 @@ def test_a_client_that_reads_on_after_the_deadline_gets_the_whole_answer(
     with deployed(how, MODEL, directory, env=PATIENT) as deployment:
         sock = connect(deployment.server.port, segment=536)
         with contextlib.closing(sock):
-            sock.sendall(post(f"big {size}", b"X-Request-Timeout: 2\r\nConnection: close\r\n"))
-            late_at = time.monotonic() + 2
+            sock.sendall(post(f"big {size}", b"X-Request-Timeout: 5\r\nConnection: close\r\n"))
+            late_at = time.monotonic() + 5
             response = http.client.HTTPResponse(sock)
             response.begin()
             time.sleep(max(0.0, late_at - time.monotonic()))
@@ -334,9 +352,7 @@ MOST = 10_000
 
 
 def test_ten_thousand_idle_connections_are_borne_and_one_more_is_not(directory: Path) -> None:
-    if not has_room_for(MOST + 500):
-        pytest.skip("the hard limit of open files is too low here")
-    env = PATIENT | {"VENTU_MAX_CONNECTIONS": str(MOST)}
+    env = PATIENT | {"VENTU_MAX_CONNECTIONS": str(MOST)} | without_hurry(directory)
     with deployed(SERVE, MODEL, directory, env=env) as deployment:
         server = deployment.server
         with server.client() as client:
@@ -364,7 +380,7 @@ def test_ten_thousand_idle_connections_are_borne_and_one_more_is_not(directory: 
 @behind_batching
 def test_a_thousand_slow_clients_harm_nobody(how: str, directory: Path) -> None:
     """Most send a byte now and then, the others read nothing of what they asked for."""
-    env = PATIENT | {"VENTU_MAX_BATCH_SIZE": "32"}
+    env = PATIENT | {"VENTU_MAX_BATCH_SIZE": "32"} | without_hurry(directory)
     with deployed(how, MODEL, directory, env=env) as deployment:
         server = deployment.server
         with contextlib.ExitStack() as stack:
@@ -479,7 +495,7 @@ def test_a_thousand_slow_senders_are_cut_at_their_time_limit(directory: Path) ->
                 for sock in left:
                     with contextlib.suppress(ConnectionError):  # cut just now
                         sock.send(b"P")
-                assert time.monotonic() - began_at < 25, f"{len(left)} were not cut"
+                assert time.monotonic() - began_at < TIMEOUT, f"{len(left)} were not cut"
             until(lambda: connections(server) == 1)
 
 
@@ -501,7 +517,7 @@ def test_a_thousand_slow_readers_are_cut_at_their_time_limit(directory: Path) ->
                     cut.add(number)
                     poll.unregister(number)
                 most = max(most, resident(server))
-                assert time.monotonic() - began_at < 25, f"{len(slow) - len(cut)} were not cut"
+                assert time.monotonic() - began_at < TIMEOUT, f"{len(slow) - len(cut)} were not cut"
             assert most - memory < 1.5 * size * len(slow) + 50e6
             until(lambda: connections(server) == 1)
         assert_all_is_well(server)

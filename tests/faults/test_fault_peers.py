@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from crowds import make_room_for
 from deployments import BATCHING, SERVE, TCP, UNIX, Deployment, deployed, until
 from lines import READY, Line, addition, connect, frame, message, packed
 from processes import (
@@ -380,6 +381,7 @@ SILENT = 3000
 @pytest.mark.parametrize("secret", ["", "hush"], ids=["open", "secret"])
 def test_thousands_who_say_nothing_keep_nobody_out(directory: Path, how: str, secret: str) -> None:
     """Of a process that may have 600 open files: clients and workers still come in."""
+    make_room_for(SILENT)
     (directory / "app.py").write_text(ECHO)
     (directory / "limited.py").write_text(LIMITED)
     door = ("--unix", "s") if how == UNIX else ("--tcp", "127.0.0.1:0")

@@ -16,7 +16,17 @@ from typing import IO
 
 import pytest
 from crowds import at_once, samples
-from deployments import GUNICORN, SERVE, TCP, UNIX, behind_batching, children, deployed, until
+from deployments import (
+    GUNICORN,
+    SERVE,
+    TCP,
+    UNIX,
+    behind_batching,
+    children,
+    deployed,
+    other_limits,
+    until,
+)
 from phases import (
     MODEL,
     SERVE_APP,
@@ -43,22 +53,34 @@ from processes import (
 
 TERM, INT, HUP = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
 COMMANDS = {"serve": SERVE_APP, "worker": WORK}
-LONG = {"VENTU_TIMEOUT": "25"}
+CHECK = ("-m", "ventu_lite", "--app", "app.py", "check")
+LONG = {"VENTU_TIMEOUT": "60"}
 
 # --------------------------------------------------------------------------------- the start
 
 
 @pytest.mark.parametrize(
-    ("command", "imported"), [("serve", "flask"), ("worker", "flask"), ("batching", "click")]
+    ("command", "imported", "code"),
+    [
+        (["serve"], "flask", 0),
+        (["--app", "check", "-d", "worker"], "flask", 0),
+        (["batching"], "click", 0),
+        (["check"], "flask", 128 + TERM),
+        (["-A", "serve", "check", "--service", "serve"], "flask", 128 + TERM),
+        (["--help"], "flask", 128 + TERM),
+    ],
+    ids=" ".join,
 )
-def test_a_signal_while_a_command_is_imported(directory: Path, command: str, imported: str) -> None:
+def test_a_signal_while_a_command_is_imported(
+    directory: Path, command: list[str], imported: str, code: int
+) -> None:
     """Half a second in which the first process of a container would be deaf."""
     (directory / f"{imported}.py").write_text("print('imports', flush=True)\n" + STUCK)
     with nothing_left() as env:
-        with Process("-m", "ventu_lite", command, cwd=directory, env=env) as process:
+        with Process("-m", "ventu_lite", *command, cwd=directory, env=env) as process:
             process.wait_for("imports")
             process.signal(TERM)
-            assert process.wait() == 0
+            assert process.wait() == code
             assert process.lines == ["imports"]
 
 
@@ -87,6 +109,23 @@ def test_a_signal_during_the_start(
             process.signal(signum)
             assert process.wait() == 0
             assert "Traceback" not in process.output
+    assert all_left_in_order(directory)
+
+
+@pytest.mark.parametrize("phase", ["import", "setup", "warmup", "batch"])
+@pytest.mark.parametrize("signum", [TERM, INT, HUP], ids=name_of)
+def test_a_check_that_is_interrupted_is_no_success(
+    directory: Path, phase: str, signum: signal.Signals
+) -> None:
+    """Else `check && deploy` would deploy."""
+    write_model(directory)
+    hold(directory, phase)
+    with nothing_left() as env:
+        with Process(*CHECK, cwd=directory, env=env) as process:
+            until(lambda: bool(come_to(directory, phase)))
+            process.signal(signum)
+            assert process.wait() == 128 + signum
+            assert process.lines[-1] == f"Error: interrupted by {signum.name}"
     assert all_left_in_order(directory)
 
 
@@ -284,7 +323,8 @@ def test_clients_that_keep_asking_are_told_that_an_answer_is_the_last(
     directory: Path, how: str
 ) -> None:
     """A request that is on its way when the signal comes is answered, too."""
-    with deployed(how, QUICK, directory) as deployment:
+    patient = other_limits(directory, parting_time=TIMEOUT)  # with clients that get no turn
+    with deployed(how, QUICK, directory, env=patient) as deployment:
         server = deployment.server
         asked = threading.Semaphore(0)
 
@@ -417,17 +457,23 @@ def first_of_a_container(*arguments: str, cwd: Path, env: Mapping[str, str]) -> 
         yield process
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [(SERVE_APP, 0), (WORK, 0), (CHECK, 128 + TERM)],
+    ids=["serve", "worker", "check"],
+)
 @pytest.mark.parametrize("phase", ["import", "setup"])
-def test_docker_stop_during_the_start(directory: Path, command: str, phase: str) -> None:
+def test_docker_stop_during_the_start(
+    directory: Path, command: tuple[str, ...], code: int, phase: str
+) -> None:
     """The system keeps from process 1 each signal that it has no handler for."""
     write_model(directory)
     hold(directory, phase)
     with nothing_left() as env:
-        with first_of_a_container(*COMMANDS[command], cwd=directory, env=env) as process:
+        with first_of_a_container(*command, cwd=directory, env=env) as process:
             until(lambda: bool(come_to(directory, phase)))
             os.kill(children(process.pid)[0], TERM)
-            assert process.wait() == 0
+            assert process.wait() == code
 
 
 def test_docker_stop(directory: Path) -> None:

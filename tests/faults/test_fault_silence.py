@@ -8,24 +8,31 @@ from pathlib import Path
 import pytest
 from deployments import until
 from mortal import MODEL, Said, answers, asked, batches, say
-from processes import Process, Server, nothing_left
+from processes import TIMEOUT, Process, Server, nothing_left
 from silent import Line
 
 # Twenty seconds are longer than tests should wait; all but the number is as it is.
 SHORT = """
 from ventu_lite import silence
-silence.SILENCE = 2.0
+silence.SILENCE = {}
 from ventu_lite.__main__ import main
 main()
 """
-LONG = ("--batch-timeout", "60", "--timeout", "25")  # so that only the silence itself is noticed
+# Beyond it a worker is cut off, also the one that is to take over: it must get a turn by then.
+TAKEN_AWAY = ("--batch-timeout", "4", "--timeout", "60")
+LONG = ("--batch-timeout", "60", "--timeout", "60")  # so that only the silence itself is noticed
 
 
 class Net:
-    """A batching service, and workers at the other end of lines that can fall silent."""
+    """A batching service, and workers at the other end of lines that can fall silent.
+
+    Attributes:
+        silence: After how many seconds processes that are started from now on notice it.
+    """
 
     def __init__(self, directory: Path, stack: contextlib.ExitStack) -> None:
         self.directory = directory
+        self.silence = 2.0
         self._stack = stack
         self._lines: list[Line] = []
         self._env = stack.enter_context(nothing_left(files=True))
@@ -62,7 +69,9 @@ class Net:
         return line, process
 
     def _run(self, *args: str) -> Process:
-        process = Process("-c", SHORT, *args, cwd=self.directory, env=self._env)
+        process = Process(
+            "-c", SHORT.format(self.silence), *args, cwd=self.directory, env=self._env
+        )
         return self._stack.enter_context(process)
 
 
@@ -94,7 +103,8 @@ def let_go(net: Net) -> None:
 
 
 def test_a_job_at_a_lost_machine_goes_to_another_after_the_batch_timeout(net: Net) -> None:
-    server = net.batching("--batch-timeout", "0.5", "--timeout", "25")
+    net.silence = TIMEOUT
+    server = net.batching(*TAKEN_AWAY)
     line, first = net.ready_worker()
     with in_a_batch(net, "item") as said:
         line.fall_silent()
@@ -176,7 +186,7 @@ def test_a_worker_takes_up_a_batching_service_whose_machine_was_lost(net: Net, m
 
 
 def test_a_worker_waits_for_a_machine_that_is_not_there_yet(net: Net) -> None:
-    server = net.batching("--timeout", "25")
+    server = net.batching("--timeout", "60")
     line = net.line()
     line.fall_silent()
     process = net.worker(line)
@@ -210,7 +220,8 @@ def test_a_cable_that_was_pulled_for_a_moment_costs_nothing(net: Net) -> None:
 
 def test_a_late_answer_over_a_cable_that_is_back_reaches_nobody(net: Net) -> None:
     """The job has long gone to another; whoever asks now gets his own answer."""
-    server = net.batching("--batch-timeout", "0.5", "--timeout", "25")
+    net.silence = TIMEOUT
+    server = net.batching(*TAKEN_AWAY)
     line, first = net.ready_worker()
     with in_a_batch(net, "item") as said:
         line.fall_silent()

@@ -5,6 +5,7 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
+from deployments import whole_lines
 from processes import TIMEOUT
 
 #: Everything that runs leaves a line in the file ``log``.
@@ -31,7 +32,7 @@ def smuggled(marker):
 
 def ran(directory: Path) -> list[str]:
     """Return what ran so far in ``directory``: items and markers."""
-    return (directory / "log").read_text().splitlines()
+    return whole_lines(directory / "log")
 
 
 def connect(port: int, patience: float = TIMEOUT) -> socket.socket:
