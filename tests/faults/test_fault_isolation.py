@@ -102,13 +102,15 @@ def result(item):
         return item, ["EXCEPTION TEXT of a response", *everything]
     if item.todo == "result is too large":
         return item, "x" * 9_000_000
-    return item, item.secret[::-1]
+    return item, item.secret
 
 
 @service.infer(batch=True)
 def run(batch: list[Request]) -> list[object]:
     with open("batches", "a") as file:
         file.write(" ".join(item.secret for item in batch) + "\\n")
+    for item in batch:
+        item.secret = item.secret[::-1]  # in place: whoever is given again has to be made anew
     for item in batch:
         fail("infer", item.todo)
         while item.todo == "slow" and os.path.exists("gate"):
