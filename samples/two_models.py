@@ -51,7 +51,7 @@ def count(result: Language) -> Language:
     return result
 
 
-length.add_stage("infer", len)
+length.infer(len)
 
 
 def _recognise(words: list[str]) -> Language:

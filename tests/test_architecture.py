@@ -40,6 +40,7 @@ CORE = [
     "functions",
     "annotations",
     "stages",
+    "hints",
     "handovers",
     "declarations",
     "isolation",

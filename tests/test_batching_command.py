@@ -185,6 +185,10 @@ def test_a_secret_does_not_hide_what_is_said(
     assert ("unencrypted" in caplog.text) == warns
 
 
+def test_help_is_there_in_short() -> None:
+    assert invoke("-h").output == invoke("--help").output
+
+
 def test_it_starts_without_flask(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["ventu_lite", "batching", "--help"])
     with pytest.raises(SystemExit) as caught:

@@ -16,7 +16,7 @@ from urllib.error import HTTPError
 from urllib.request import urlopen
 
 import pytest
-from flask import Blueprint, Flask, Response, render_template_string, request
+from flask import Blueprint, Flask, Response, abort, render_template_string, request
 from flask.testing import FlaskClient
 from prometheus_client import REGISTRY
 from waiting import until
@@ -144,6 +144,31 @@ def test_the_log_has_the_job_of_a_route_that_failed(
     app.test_client().get("/mine", headers={"X-Request-ID": "me"})
     said = "request me failed: its service.ask did, as job 7 did"
     assert caplog.messages == ([said] if is_fault else [])
+
+
+def test_the_log_has_the_id_of_a_route_that_raised(caplog: pytest.LogCaptureFixture) -> None:
+    app = make_service().app
+
+    @app.get("/boom")
+    def boom() -> str:
+        raise KeyError("secret")
+
+    answer = app.test_client().get("/boom", headers={"X-Request-ID": "me"})
+    assert (answer.status_code, answer.get_json()["instance"]) == (500, "/boom#me")
+    assert answer.get_json()["detail"].startswith("the service failed on this request; its log")
+    traceback, line = caplog.messages
+    assert traceback == "Exception on /boom [GET]"
+    where = re.escape(f"{__file__}:{boom.__code__.co_firstlineno + 2}")
+    assert re.fullmatch(
+        f"request me failed: KeyError: 'secret' .{where}.; the traceback is above", line
+    )
+
+
+def test_an_error_that_a_route_chose_keeps_its_words(caplog: pytest.LogCaptureFixture) -> None:
+    app = make_service().app
+    app.get("/mine")(lambda: abort(500, "in my words"))
+    assert app.test_client().get("/mine").get_json()["detail"] == "in my words"
+    assert caplog.messages == []
 
 
 def test_a_handler_of_the_user_sees_what_a_route_asked_in_vain() -> None:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
+import numpy as np
 import pytest
 from pydantic import BaseModel, Field, create_model
 
@@ -113,7 +114,26 @@ def test_a_function_that_raises_for_larger_batches_only_is_a_complaint() -> None
     (complaint,) = check(service_of(fit_four, max_batch_size=32)).complaints
     assert "fit_four" in complaint
     assert "raised for 8 items together, but for none of them in a smaller batch" in complaint
-    assert complaint.endswith("lower max_batch_size")
+    assert complaint.endswith("; lower max_batch_size")
+
+
+def test_a_function_that_raises_only_for_items_of_different_sizes_is_told_otherwise() -> None:
+    """A smaller max_batch_size would leave it at that, down to batches of one."""
+    service = Service(request=list[float], response=float, examples=[[1, 2], [3, 4, 5]])
+    calls: list[list[list[float]]] = []
+
+    def total(batch: list[list[float]]) -> list[float]:
+        calls.append(batch)
+        return [float(x) for x in np.stack(batch).sum(1)]
+
+    service.add_stage("infer", total, batch=True)
+    (complaint,) = check(service).complaints
+    assert "raised for 2 items together, but for none of them in a smaller batch" in complaint
+    assert complaint.endswith(
+        "; as many copies of one example pass: pad items to one size or give `key=`, so that only"
+        " items of one size meet"
+    )
+    assert calls[-2:] == [[[1, 2]] * 2, [[3, 4, 5]] * 2]
 
 
 def test_without_examples_the_set_up_is_tried_and_the_way_to_have_one_told() -> None:
@@ -126,7 +146,7 @@ def test_without_examples_the_set_up_is_tried_and_the_way_to_have_one_told() -> 
     assert calls == ["set-up"]
     assert str(caught.value) == (
         "service 'mute' gets through its set-up, but nothing was asked: it has no example; give it"
-        " one or, better, two requests that differ: Service('mute', examples=[...])"
+        " one or, better, two whose answers differ: Service('mute', examples=[...])"
     )
 
 
@@ -196,8 +216,18 @@ def test_what_does_not_fit_is_told_without_the_names_of_exceptions() -> None:
 def test_one_example_says_nothing_about_order() -> None:
     report = check(service_of(double, examples=[1]))
     assert report.remarks[0] == (
-        "with one example the order of answers cannot be checked; give two"
+        "with one example the order of answers cannot be checked; give two whose answers differ"
     )
+
+
+@pytest.mark.parametrize("examples", [[3, -3], [3, -3, 4]])
+def test_equal_answers_say_nothing_about_order(examples: list[int]) -> None:
+    report = check(service_of(lambda batch: [abs(item) for item in batch], examples=examples))
+    is_told = (
+        "with the same answer to all examples their order cannot be checked; give two whose answers"
+        " differ"
+    ) in report.remarks
+    assert is_told == (4 not in examples)
 
 
 @pytest.mark.parametrize(
@@ -223,8 +253,13 @@ def test_one_example_says_nothing_about_order() -> None:
         ),
         pytest.param(
             lambda size: 0.00002 * size,
-            "batches are so quick that their size hardly matters",
+            "the largest batch takes less time than HTTP around it: its size hardly matters",
             id="next to nothing",
+        ),
+        pytest.param(
+            lambda size: 0.0002 + 0.00001 * size,
+            "batches get through 6.0 × as many items per second as one by one",
+            id="quick, but much quicker together",
         ),
     ],
 )

@@ -354,6 +354,12 @@ def test_a_syntax_error_is_shown_without_what_led_to_it(invoke: Invoke) -> None:
             id="no such option",
         ),
         pytest.param(
+            "from ventu_lite import Service\nService(str, int)",
+            r"\S+/app.py:2: Service takes its name first, and all else with a keyword:"
+            r' Service\("name", request=Request, response=Response\)\.',
+            id="schemas without keywords",
+        ),
+        pytest.param(
             ECHO.format(name="x") + "service.setup(batch=True)",
             r"\S+/app.py:9: Service.setup\(\) got an .* 'batch'. It takes no options.",
             id="no options",
@@ -617,7 +623,7 @@ def test_a_bad_variable_is_told_in_one_line(invoke: Invoke, variable: str, said:
     [
         (["--unix", "a", "--tcp", "b:1"], "--unix and --tcp exclude each other"),
         (["--metrics-port", "65536"], "65536 is not in the range 0<=x<=65535"),
-        (["--metrics-port", "x"], "'x' is not a valid integer"),
+        (["--metrics-port", "x"], "'x' is not a valid integer."),
         (["--log-level", "loud"], "'loud' is not one of 'debug', 'info', 'warning'"),
         (["--log-format", "xml"], "'xml' is not one of 'text', 'json'"),
         (["--nothing"], "No such option"),

@@ -395,6 +395,12 @@ class TestUnits:
     @pytest.mark.parametrize(
         "path", [path for path in UNITS if path.suffix == ".service"], ids=lambda path: path.name
     )
+    def test_what_a_killed_process_leaves_goes_with_its_unit(self, path: Path) -> None:
+        assert directives(path)["PrivateTmp"] == ["yes"]
+
+    @pytest.mark.parametrize(
+        "path", [path for path in UNITS if path.suffix == ".service"], ids=lambda path: path.name
+    )
     def test_wrong_usage_is_not_tried_again(self, path: Path) -> None:
         said = directives(path)
         assert said["Restart"] == ["on-failure"]

@@ -37,8 +37,18 @@ def test_the_sample_under_flask_run() -> None:
     with flask_run(SAMPLE) as server:
         for media_type in (JSON, MSGPACK):
             assert_answers(over_http(server, media_type), media_type)
-        server.process.wait_for("ventu_lite.runtime: ready: set-up took ")
+        server.process.wait_for("ventu_lite.runtime: ready: set-up of service 'sentiment' took ")
         assert_routes(server)
+
+
+def test_run_http_tells_of_the_set_up_as_flask_run_does(directory: Path) -> None:
+    text = f"import runpy\nrunpy.run_path({str(SAMPLE)!r})['service'].run_http(port=0)"
+    (directory / "app.py").write_text(text)
+    with Process("app.py", cwd=directory) as process:
+        port = int(process.wait_for(r"Running on http://localhost:(\d+)")[1])
+        Server(process, port).get("/readyz")
+        process.wait_for("ventu_lite.runtime: setting up service 'sentiment'")
+        process.wait_for("ventu_lite.runtime: ready: set-up of service 'sentiment' took ")
 
 
 @pytest.mark.parametrize("options", [[], ["--preload"]], ids=["", "preload"])
@@ -49,6 +59,7 @@ def test_the_sample_under_gunicorn(options: list[str]) -> None:
             assert_answers(over_http(server, media_type), media_type)
         assert_routes(server)
         assert server.process.stop() == 0
+        assert "setting up service" not in server.process.output  # who wants it sets logging up
 
 
 @pytest.mark.parametrize("tcp", [False, True], ids=["unix", "tcp"])

@@ -1,5 +1,6 @@
 """A failure that comes again and again is told at length once."""
 
+import faulthandler
 import os
 import re
 import signal
@@ -102,10 +103,21 @@ def test_a_note_is_taken_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert take_note(str(tmp_path), os.getpid()) == ""
 
 
+def test_stacks_of_a_crash_are_told_in_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(FAILURES_VARIABLE, str(tmp_path))
+    with shared_failures().open_note() as note:  # type: ignore[union-attr]  # there is a directory
+        faulthandler.dump_traceback(note)
+    here = test_stacks_of_a_crash_are_told_in_short.__name__
+    assert f" at {here} ({__file__}:" in take_note(str(tmp_path), os.getpid())
+
+
 def test_a_process_alone_leaves_no_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv(FAILURES_VARIABLE, raising=False)
     shared_failures().leave_note(failure())
+    assert shared_failures().open_note() is None
     assert not os.listdir(tmp_path)
 
 
@@ -119,7 +131,7 @@ def test_a_process_alone_leaves_no_note(tmp_path: Path, monkeypatch: pytest.Monk
         ),
         pytest.param(
             {"infer": 'raise OSError("no device")', "examples": "examples=[1]"},
-            r"warm-up with 1 example\(s\) failed: OSError\('no device'\) \(\S+/app.py:15\)",
+            r"warm-up with 1 example\(s\) failed: OSError: no device \(\S+/app.py:15\)",
             id="warm-up",
         ),
         pytest.param(

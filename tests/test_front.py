@@ -22,7 +22,7 @@ from ventu_lite.batching.http_connection import Connection
 from ventu_lite.batching.http_head import read_head
 from ventu_lite.batching.http_request import Request
 from ventu_lite.batching.inference_job import InferenceJob, Reporter
-from ventu_lite.batching.jobs import Job
+from ventu_lite.batching.jobs import WORKER_DIED, Job
 from ventu_lite.batching.links import Links
 from ventu_lite.batching.policy import FixedWait
 from ventu_lite.batching.queue import UNSERVED, Queue
@@ -718,7 +718,7 @@ def test_a_worker_that_died() -> None:
         await turns()
         site.dispatcher.lost(site.worker)
         await turns()
-        assert is_problem(client.read(), 500, "worker died")
+        assert is_problem(client.read(), 500, "the worker died; the log says how")
         assert site.counts() == {"500": 1, "worker_died": 1}
 
     play(scenario, retry=False)
@@ -839,7 +839,7 @@ def test_a_job_that_nobody_answers_is_in_the_log(id: str, caplog: pytest.LogCapt
         (job,) = site.worker.batches.pop()
         request = id or job
         assert client.read().headers["x-request-id"] == request
-        said = f"request {request} failed: job {job} got no answer: worker died"
+        said = f"request {request} failed: job {job} got no answer: {WORKER_DIED.detail}"
         assert told(caplog) == [(request, job, said)]
 
     play(scenario, retry=False)

@@ -241,7 +241,7 @@ def test_a_body_of_the_limit_is_read_and_one_more_byte_is_413() -> None:
     client = make_client(max_body=5)
     assert post(client).status_code == 200
     for data in (b'"abcd"', b'"abcdefg"'):
-        assert problem(post(client, data), 413)["detail"] == "body of more than 5 bytes"
+        assert problem(post(client, data), 413)["detail"] == "body of more than 5 bytes (max_body)"
 
 
 def test_a_body_that_a_hook_has_read_is_limited_too() -> None:
@@ -646,4 +646,4 @@ def test_a_chunked_body_is_read_up_to_the_limit() -> None:
     with serving(make_service(max_body=5).app) as address:
         assert ask(address, iter([b'"a', b'bc"']), encode_chunked=True) == (200, b"3")
         status, body = ask(address, iter([b"1234", b"56"]), encode_chunked=True)
-    assert (status, json.loads(body)["detail"]) == (413, "body of more than 5 bytes")
+    assert (status, json.loads(body)["detail"]) == (413, "body of more than 5 bytes (max_body)")

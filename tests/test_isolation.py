@@ -1,6 +1,8 @@
 """A bad item harms no other: the calls of the model, and who is blamed."""
 
 import itertools
+import sys
+import traceback
 from collections import UserDict
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from werkzeug.exceptions import NotFound
 
 from ventu_lite.errors import BatchSizeError
-from ventu_lite.isolation import BatchInfer, SingleInfer
+from ventu_lite.isolation import BatchInfer, SingleInfer, hashable
 from ventu_lite.outcomes import Rejected
 
 
@@ -327,6 +329,25 @@ def test_an_item_whose_key_cannot_be_told_fails_alone(
     key: Callable[[int], Hashable], expected: list[int]
 ) -> None:
     assert statuses(batch_infer(Model(), key=key)([0, 1, 2])) == expected
+
+
+@pytest.mark.parametrize("key", [[7], {"a": 7}, np.zeros(2), (1, [7])], ids=type)
+def test_a_key_that_cannot_be_one_is_told_without_its_value(key: Any) -> None:
+    results = batch_infer(Model(), key=hashable(lambda item: key, "infer (app.py:7)"))([0])
+    assert str(results[0].exc) == (
+        f"key of infer (app.py:7) returned {type(key).__name__}, expected something hashable, such"
+        " as a string or a tuple of numbers"
+    )
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="notes came with Python 3.11")
+def test_an_exception_that_is_a_result_says_once_whose_it_is() -> None:
+    exc = ValueError("one for all")
+    batch_infer(lambda batch: [exc] * len(batch))([0, 1, 2])
+    assert traceback.format_exception_only(exc) == [
+        "ValueError: one for all\n",
+        "returned by infer\n",
+    ]
 
 
 def test_ctrl_c_in_a_key_is_not_caught() -> None:

@@ -3,6 +3,7 @@
 import logging
 import os
 import random
+import re
 import signal
 import sys
 import threading
@@ -664,7 +665,6 @@ def test_each_key_fills_its_own_call() -> None:
     "key",
     [
         pytest.param(lambda item: {}[item], id="raises"),
-        pytest.param(lambda item: [item], id="is-not-hashable"),
         pytest.param(lambda item: sys.exit("enough"), id="exits"),
     ],
 )
@@ -862,6 +862,19 @@ def test_items_of_different_keys_never_share_a_call() -> None:
     responses = ask_together(service, gate, 1, 2, 3, 4)
     assert [one.status_code for one in responses] == [200] * 5
     assert sorted(sorted(batch) for batch in gate.batches) == [[0], [1, 3], [2, 4]]
+
+
+def test_an_item_whose_key_is_a_list_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    service = make_service(lambda numbers: numbers, infer={"key": lambda number: number or []})
+    client = service.app.test_client()
+    assert [post(client, number).status_code for number in (0, 1)] == [500, 200]
+    (record,) = (one for one in caplog.records if one.levelname == "ERROR")
+    assert re.search(
+        r" failed: key of \S+ \(\S+:\d+\) returned list, expected something hashable, such as a"
+        r" string or a tuple of numbers$",
+        record.getMessage(),
+    )
+    assert not record.exc_info
 
 
 def test_a_bad_item_harms_no_other() -> None:

@@ -128,9 +128,8 @@ def test_warnings_of_python_are_log_records_too() -> None:
         assert "DeprecationWarning: old" in line["message"]
 
 
-def shown(monkeypatch: pytest.MonkeyPatch, is_flask: str = "true") -> logging.Handler | None:
+def shown() -> logging.Handler | None:
     """Return the handler that shows our lines to a developer, if there is one."""
-    monkeypatch.setenv("FLASK_RUN_FROM_CLI", is_flask)
     show_to_developer()
     show_to_developer()
     logging.getLogger("ventu_lite.runtime").info("ready")
@@ -140,24 +139,19 @@ def shown(monkeypatch: pytest.MonkeyPatch, is_flask: str = "true") -> logging.Ha
     return ours.handlers[0] if ours.handlers else None
 
 
-def test_a_developer_sees_our_lines_without_setting_anything_up(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_developer_sees_our_lines_without_setting_anything_up() -> None:
     with bare_logging() as stderr:
-        assert shown(monkeypatch)
+        assert shown()
         (line,) = stderr.getvalue().splitlines()
         assert line.endswith(" ventu_lite.runtime: ready")
 
 
-@pytest.mark.parametrize("is_set_up_by", ["root", "level", "nobody"])
-def test_who_has_set_logging_up_or_runs_no_flask_command_keeps_it(
-    monkeypatch: pytest.MonkeyPatch, is_set_up_by: str
-) -> None:
+@pytest.mark.parametrize("is_set_up_by", ["root", "level"])
+def test_who_has_set_logging_up_keeps_it(is_set_up_by: str) -> None:
     with bare_logging() as stderr:
         if is_set_up_by == "root":
             logging.basicConfig(level="WARNING")
         if is_set_up_by == "level":
             logging.getLogger("ventu_lite").setLevel("ERROR")
-        is_flask = "false" if is_set_up_by == "nobody" else "true"
-        assert shown(monkeypatch, is_flask) is None
+        assert shown() is None
         assert not stderr.getvalue()

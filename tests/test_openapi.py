@@ -277,6 +277,13 @@ def test_examples_are_shown_where_they_can_be_sent() -> None:
     assert "examples" not in content[MSGPACK]
 
 
+def test_it_says_where_the_other_type_is_refused() -> None:
+    """One document speaks for Flask, which can change the type, and for ``serve``, which cannot."""
+    said = inference(describe())["description"]
+    assert said.startswith("The answer comes in the type of the request.")
+    assert "`serve` and `batching` answer 406" in said
+
+
 def test_extras_of_ventu_become_json_schema() -> None:
     class Old(BaseModel):
         model_config = ConfigDict(

@@ -251,6 +251,23 @@ def test_a_response_of_a_wrong_type_is_told_by_stage_field_and_type(
         assert "SECRET" not in "".join(traceback.format_exception(rejected.exc))
 
 
+@pytest.mark.parametrize("codec", ["json", "msgpack"])
+def test_a_response_that_no_codec_can_say_is_told_by_its_stage(codec: Codec) -> None:
+    returned = {"n": 1, "bad": object()}
+    schema: Any = {"request": int, "response": dict[str, Any]}
+    bare = pipeline(lambda batch: [returned], preprocess=None, postprocess=None, **schema)
+    (outcome,) = bare.run([b"1" if codec == "json" else b"\x01"], codec).outcomes
+    assert isinstance(outcome, Rejected) and outcome.is_fault
+    assert isinstance(outcome.exc, InvalidResponse)
+    assert re.fullmatch(
+        r"infer \(app\.py:7\) returned dict of length 2, which cannot be written: .*Error: .*"
+        r"neither JSON nor msgpack can say object",
+        str(outcome.exc),
+    )
+    cause = outcome.exc.__cause__
+    assert cause and cause.__context__ is None  # how it was found out is nobody's business
+
+
 def test_a_stage_that_cannot_make_its_response_keeps_its_own_error() -> None:
     def make(result: Any) -> Pair:
         return Pair(left="x", right=[])  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ventu_lite.config import Codec
-from ventu_lite.problems import encode_problem, problem, title_of
+from ventu_lite.problems import body_too_large, encode_problem, problem, title_of
 
 
 def decoded(body: bytes, codec: Codec) -> object:
@@ -33,6 +33,20 @@ def decoded(body: bytes, codec: Codec) -> object:
 )
 def test_titles_are_those_of_the_standard_or_of_the_class(status: int, title: str) -> None:
     assert title_of(status) == title
+
+
+@pytest.mark.parametrize(
+    ("max_body", "size"),
+    [
+        (0, "0 bytes"),
+        (1000, "1000 bytes"),
+        (2**20, "1 MiB"),
+        (10 * 2**20, "10 MiB"),
+        (10 * 2**20 + 1, "10485761 bytes"),
+    ],
+)
+def test_who_sends_too_much_is_told_the_limit_and_its_name(max_body: int, size: str) -> None:
+    assert body_too_large(max_body) == f"body of more than {size} (max_body)"
 
 
 @pytest.mark.parametrize("codec", ["json", "msgpack"])

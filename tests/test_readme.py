@@ -107,7 +107,13 @@ def test_what_predict_and_ask_raise() -> None:
     service = run(blocks("python")[0])["service"]
     with pytest.raises(InferenceFailed) as asked:
         service.ask({"text": "x"})
-    assert asked.value.code == 422
+    failure = asked.value
+    assert (failure.code, failure.retry_after) == (422, None)
+    assert failure.description == "1 field does not fit the request schema"
+    assert failure.extra["errors"][0]["loc"] == ["text"]
+    with pytest.raises(InferenceFailed) as refused:
+        service.ask_all([{"text": "my cat"}] * 1025)
+    assert refused.value.code == 413
     answer, misfit = service.predict_batch([{"text": "my cat"}, {"text": "x"}])
     assert (answer.length, type(misfit)) == (6, InvalidPayload)
 

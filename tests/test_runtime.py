@@ -1,6 +1,7 @@
 """One service in one process: turns, deadlines, set-up, warm-up, health."""
 
 import os
+import re
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from programs import run_file
 from prometheus_client import REGISTRY
+from waiting import until
 
 from ventu_lite import Example, InvalidPayload, JobExpired, NotReady, Service, VentuError
 from ventu_lite.batching.local_jobs import Inferred
@@ -356,6 +358,21 @@ def test_a_failing_warm_up_is_a_failed_start(caplog: pytest.LogCaptureFixture) -
     assert 5 < (caught.value.retry_after or 0) <= 10
     assert "warm-up with 1 example(s) failed" in caplog.text
     assert "ZeroDivisionError" in caplog.text
+
+
+def test_a_failing_warm_up_is_told_once_and_its_traceback_shown_below(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def infer(number: int) -> int:
+        raise ValueError("two\n\nlines")
+
+    runtime = make_service(infer).runtime
+    runtime.startup.begin()
+    until(lambda: caplog.records)
+    (record,) = caplog.records
+    said = r"set-up failed: warm-up with 1 example\(s\) failed: ValueError: two lines \(\S+:\d+\)"
+    assert re.match(said, record.getMessage())
+    assert record.exc_info and record.exc_info[0] is ValueError
 
 
 def test_what_was_set_up_is_not_set_up_again_for_a_failed_warm_up() -> None:

@@ -147,7 +147,7 @@ def test_the_sample_under_serve() -> None:
         assert server.process.stop() == 0
         said = server.process.output
     assert said.count("ready on http://localhost:") == 1
-    assert said.count("ready: set-up took") == 2
+    assert said.count("ready: set-up of service 'sentiment' took ") == 2
     assert "hush" not in said and "WARNING" not in said
 
 
@@ -263,7 +263,8 @@ def test_a_worker_that_holds_a_batch_for_too_long_is_killed(directory: Path) -> 
         assert first != second
         server.process.wait_for(f"process {first}> is cut off: it held a batch for too long")
         server.process.wait_for(
-            rf"\(process {first}\) was killed, as it held a batch for too long,"
+            rf"\(process {first}\) was killed, as it held a batch for too long, after [\d.]+ s:"
+            r" in act \(.*app.py:\d+\); it is started again at once"
         )
 
 
@@ -515,6 +516,35 @@ def test_devices_go_round(directory: Path) -> None:
         until(lambda: len(batches(directory)) == 2)
         (directory / "wait").unlink()
         assert {crowd.answers()[0].body, other.answers()[0].body} == {b'"3"', b'"5"'}
+
+
+def test_workers_are_run_with_the_flags_of_the_front(directory: Path) -> None:
+    text = "import sys\nprint('flags', sys.flags.optimize, sys.flags.dev_mode, sys.warnoptions)\n"
+    (directory / "app.py").write_text(text + MODEL)
+    flags = ("-O", "-X", "dev", "-W", "error::FutureWarning")
+    serve = ("-m", "ventu_lite", "--app", "app", "serve", "--port", "0")
+    with nothing_left() as mark, Process(*flags, *serve, cwd=directory, env=mark) as process:
+        process.wait_for(r"flags 1 True \[.*'error::FutureWarning'\]", count=2)
+        process.wait_for("ready on")
+        assert process.stop() == 0
+
+
+def test_a_file_may_change_the_directory(directory: Path) -> None:
+    """What was said of paths was said before."""
+    for name in ("elsewhere", "metrics"):
+        (directory / name).mkdir()
+    (directory / "key").write_text("hush")
+    (directory / "app.py").write_text("import os\nos.chdir('elsewhere')\n" + MODEL)
+    env = {"PROMETHEUS_MULTIPROC_DIR": "metrics", "VENTU_API_KEY_FILE": "key"}
+    with serve("app.py", "--unix", "s", cwd=directory, env=env) as server:
+        server.process.wait_for("ready on")
+        with worker("app.py", "--unix", "s", cwd=directory, env=env) as guest:
+            guest.wait_for("connected to unix:")
+        assert server.infer(b'"a"').status == 401
+        assert server.infer(b'"a"', Authorization="Bearer hush").body == b'"A"'
+        assert batches(directory / "elsewhere")
+        assert samples(server)["ventu_stage_seconds_count/batch/infer"] > 0
+        assert server.process.stop() == 0
 
 
 # -------------------------------------------------------------------------------- metrics

@@ -81,6 +81,18 @@ def test_a_second_function_is_refused_and_both_places_are_named(kind: Kind) -> N
         service.add_stage(kind, second)
 
 
+def test_a_cell_of_a_notebook_that_runs_again_is_told_how() -> None:
+    cell = "@service.infer(batch=True)\ndef f(batch): ..."
+    names = {"service": Service("nb")}
+    exec(compile(cell, "<cell 0>", "exec"), names)
+    with pytest.raises(RegistrationError) as caught:
+        exec(compile(cell, "<cell 1>", "exec"), names)
+    assert str(caught.value) == (
+        "service 'nb' has its batch infer stage already: f (<cell 0>:1). Remove it, or give"
+        " f (<cell 1>:1) a service of its own; in a notebook, make the Service anew."
+    )
+
+
 def test_one_decorator_object_registers_one_function() -> None:
     decorator = Service().infer(batch=True)
     decorator(rate_all)

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,12 +21,13 @@ from ventu_lite.batching.http import run
 from ventu_lite.child import how
 from ventu_lite.supervisor import Supervisor, next_delay
 
-# Appends a line to the file "log" and waits for its end; SIGTERM is answered unless "deaf" exists.
+# Appends a line to the file "log" and waits for its end; signals are answered unless "deaf" exists.
 WORKER = """
 import os, signal, sys, time
 say = lambda text: os.write(log, f"{os.getpid()} {text}\\n".encode())
 log = os.open("log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-if os.path.exists("deaf"): signal.signal(signal.SIGTERM, signal.SIG_IGN)
+for signum in (signal.SIGTERM, signal.SIGUSR2):
+    if os.path.exists("deaf"): signal.signal(signum, signal.SIG_IGN)
 say(" ".join(["started", os.environ.get("CUDA_VISIBLE_DEVICES", "-"), os.environ.get("X", "-"),
               str(os.getsid(0) == os.getpid())]))
 if os.path.exists("fail"): sys.exit(7)
@@ -57,6 +58,14 @@ def test_delays_grow_while_a_worker_does_not_get_ready(
 ) -> None:
     for before, after in zip(delays, delays[1:], strict=False):
         assert next_delay(before, was_ready=was_ready) == after
+
+
+class Lenient(Supervisor):
+    """One that waits for those whom it has killed as long as a busy machine needs to end them."""
+
+    def kill_all(self) -> None:
+        self._patience = TIMEOUT
+        super().kill_all()
 
 
 def make(count: int = 1, **options: object) -> Supervisor:
@@ -106,6 +115,10 @@ def children() -> set[str]:
     return found
 
 
+def is_there(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
 def assert_gone(pid: int) -> None:
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
@@ -138,6 +151,22 @@ def test_a_worker_that_was_ready_is_started_again_at_once(
         " it is started again at once",
         again,
     )
+
+
+def test_a_worker_that_is_deaf_is_cut_off_all_the_same(directory: Path) -> None:
+    (directory / "deaf").touch()
+
+    async def test() -> None:
+        supervisor = Lenient([sys.executable, "-c", WORKER], 1)
+        supervisor.start()
+        ((first, _),) = await started(1)
+        supervisor.kill(first)
+        await started(2)
+        assert_gone(first)
+        supervisor.kill_all()
+        await supervisor.stop()
+
+    main(test)
 
 
 def test_a_worker_that_cannot_start_is_tried_for_ever(
@@ -327,8 +356,10 @@ def test_a_worker_is_started_again_although_all_threads_of_the_loop_are_busy(
 
 
 def test_a_worker_that_loads_for_long_is_told_of_now_and_then(
-    directory: Path, caplog: pytest.LogCaptureFixture
+    directory: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Reminders that grow rare would let a test wait for hours if a process is slow to start.
+    monkeypatch.setattr("ventu_lite.child.LONGEST_REMINDER", 0.01)
     caplog.set_level(logging.INFO)
 
     async def test() -> None:
@@ -344,7 +375,7 @@ def test_a_worker_that_loads_for_long_is_told_of_now_and_then(
         told = still_loading(caplog)
         supervisor.kill(one)
         # The next one in its place is told of until the other one would have been, too.
-        await turn_until(lambda: len(still_loading(caplog)) > 2 * len(told))
+        await turn_until(lambda: len(still_loading(caplog)) > len(told) + 5)
         assert len(supervisor.loading) == 1
         later = {int(pid) for _, pid, _ in still_loading(caplog)[len(told) :]}
         await supervisor.stop()
@@ -406,13 +437,99 @@ def test_what_cannot_be_cleared_away_does_not_keep_the_process_from_ending() -> 
     assert last == "1 worker(s) are not gone after SIGKILL; not waiting for them"
 
 
+# A worker with shared memory and a helper, which appends the line to "log".
+HELPED = """
+import multiprocessing, os, signal, time
+from multiprocessing.shared_memory import SharedMemory
+def help():
+    is_deaf = os.path.exists("deaf")
+    signal.signal(signal.SIGTERM, signal.SIG_IGN if is_deaf else signal.SIG_DFL)
+    log = os.open("log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(log, f"{os.getpid()} started {os.getppid()} {memory.name}\\n".encode())
+    time.sleep(300)
+signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+memory = SharedMemory(create=True, size=1)
+multiprocessing.get_context("fork").Process(target=help).start()
+while True: time.sleep(0.01)
+"""
+
+
+@contextlib.asynccontextmanager
+async def supervised() -> AsyncIterator[Supervisor]:
+    """A supervisor of one of these, stopped at the end: a loop closes after its workers alone."""
+    supervisor = Supervisor([sys.executable, "-c", HELPED], 1)
+    supervisor.start()
+    try:
+        yield supervisor
+    finally:
+        await supervisor.stop()
+
+
+async def helped(count: int) -> tuple[int, int, Path]:
+    """Wait until so many workers have a helper; return the last, its worker and shared memory."""
+    *_, (helper, (pid, memory)) = await started(count)
+    return helper, int(pid), Path("/dev/shm", memory)
+
+
+def test_what_a_worker_has_started_ends_with_it(directory: Path) -> None:
+    """When it is killed as when it ends by itself; shared memory is given back each time."""
+
+    async def test() -> None:
+        async with supervised() as supervisor:
+            helper, pid, memory = await helped(1)
+            assert memory.exists()
+            supervisor.kill(pid)
+            await turn_until(lambda: not is_there(helper) and not memory.exists())
+            helper, pid, memory = await helped(2)
+            assert is_there(helper) and memory.exists()
+        await turn_until(lambda: not is_there(helper) and not memory.exists())
+
+    main(test)
+
+
+def test_what_a_worker_has_started_is_killed_if_it_does_not_end(directory: Path) -> None:
+    (directory / "deaf").touch()
+
+    async def test() -> None:
+        async with supervised():
+            helper, _, memory = await helped(1)
+        await turn_until(lambda: not is_there(helper))
+        memory.unlink(missing_ok=True)  # who was to give it back may have been killed, too
+
+    main(test)
+
+
+# Inherits what workers leave behind, as the first process of a container does.
+FIRST = """
+import asyncio, ctypes, sys
+from pathlib import Path
+from ventu_lite.supervisor import Supervisor
+ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+async def main():
+    supervisor = Supervisor([sys.executable, "-c", sys.argv[1]], 1)
+    supervisor.start()
+    while not Path("log").exists(): await asyncio.sleep(0.01)
+    await supervisor.stop()
+asyncio.run(main())
+print(*[path.read_text() for path in Path("/proc/self/task").glob("*/children")])
+"""
+
+
+def test_the_first_process_of_a_container_keeps_no_dead_helper(directory: Path) -> None:
+    """Nobody else would take them from the system, which allows only so many processes."""
+    said = directory / "said"  # no pipe, which those that are left would hold open
+    with said.open("w") as file:
+        ended = subprocess.run([sys.executable, "-c", FIRST, HELPED], timeout=TIMEOUT, stdout=file)
+    assert (ended.returncode, said.read_text().split()) == (0, [])
+
+
 def test_a_worker_that_does_not_end_is_killed(
     directory: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (directory / "deaf").touch()
 
     async def test() -> None:
-        supervisor = make(2, patience=0.1)
+        supervisor = Lenient([sys.executable, "-c", WORKER], 2, patience=0.1)
         supervisor.start()
         workers = await started(2)
         await supervisor.stop()

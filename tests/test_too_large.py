@@ -23,7 +23,10 @@ def test_a_batch_that_is_too_large_for_the_model_is_in_the_log(
     (record,) = caplog.records
     assert "raised for 4 items together" in record.message
     assert "MemoryError: no room on the device (" in record.message
-    assert record.message.endswith("if that comes again, lower max_batch_size")
+    assert record.message.endswith(
+        "; if that comes again, lower max_batch_size or, where items differ in size, pad them to"
+        " one or give `key=`, so that only items of one size meet"
+    )
 
 
 def test_it_is_told_again_after_a_while_and_of_each_function(

@@ -164,10 +164,21 @@ def test_a_fault_of_ours_keeps_all_its_frames() -> None:
     assert "/ours/cli.py" in shown(exc)
 
 
-def test_a_circle_of_causes_ends() -> None:
-    first, second = KeyError("first"), KeyError("second")
+def test_a_fault_of_a_library_that_is_told_of_by_one_of_ours_keeps_none() -> None:
+    exc = VentuError("nobody can write it")
+    exc.__cause__ = caught_by_us(fail)
+    assert exc.__cause__.__traceback__ is not None
+    exc.__cause__.__traceback__.tb_next = None  # as if no line of the user was called
+    assert shown(exc).startswith(last_line(exc.__cause__))
+
+
+@pytest.mark.parametrize("kind", [KeyError, VentuError])
+def test_a_circle_of_causes_ends(kind: type[Exception]) -> None:
+    first, second = kind("first"), kind("second")
     first.__cause__, second.__cause__ = second, first
     assert place_of(first) == ""
+    log = logging.getLogger("tests.tracebacks")
+    assert traceback_for(first, log) is (None if kind is VentuError else first)
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="notes came with Python 3.11")
@@ -196,7 +207,7 @@ def test_what_is_told_in_one_line_is_not_told_again_below_it() -> None:
     assert traceback_for(alone, log) is None
     caused = VentuError("warm-up failed")
     caused.__cause__ = theirs
-    assert traceback_for(caused, log) is caused
+    assert traceback_for(caused, log) is theirs
     caused.__cause__ = alone
     assert traceback_for(caused, log) is None
     log.setLevel("DEBUG")

@@ -268,6 +268,19 @@ def test_a_status_is_passed_on(status: int) -> None:
     assert (answer.status, answer.body) == (status, b"")
 
 
+@pytest.mark.parametrize("status", [0, 99, 102, 199, 600, 1000])
+def test_a_status_that_no_answer_has_is_a_failure(
+    caplog: pytest.LogCaptureFixture, status: int
+) -> None:
+    """After a 102 a client would take the next answer on its connection for this one."""
+    answer = ask(make_app(), f"GET /status/{status} HTTP/1.1\nX-Request-ID: mine")
+    assert (answer.status, answer.all("X-Request-ID")) == (500, ["mine"])
+    assert caplog.messages == [
+        f"the app answered <Request b'GET' b'/status/{status}'> with status {status},"
+        " not one of 200 to 599"
+    ]
+
+
 @pytest.mark.parametrize(("path", "status"), [("/nowhere", 404), ("/abort", 418)])
 def test_errors_are_the_apps_own(path: str, status: int) -> None:
     answer = ask(make_app(), f"GET {path} HTTP/1.1")

@@ -5,17 +5,21 @@ from typing import TYPE_CHECKING, Any
 
 from flask import Blueprint, Flask, request
 from flask.typing import ResponseReturnValue
-from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
+from werkzeug.exceptions import HTTPException, InternalServerError, MethodNotAllowed, NotFound
 
 from .apidoc import add_pages
+from .dead_routes import watch
 from .exposition import flask_series
 from .functions import folder
 from .inference import Inference, problem_response, request_id_of
+from .logs import show_to_developer
 from .media_types import media_types_of
 from .mounting import ServiceBlueprint, identifier
 from .openapi import document
-from .outcomes import InferenceFailed
+from .outcomes import UNEXPECTED, InferenceFailed
 from .problems import NO_SUCH_ROUTE, ONLY_A_PAGE
+from .tracebacks import in_one_line
+from .variables import is_imported_by_command
 from .views import Views
 
 if TYPE_CHECKING:
@@ -44,12 +48,15 @@ def create_blueprint(service: "Service") -> Blueprint:
 def run_http(service: "Service", *, host: str | None = None, port: int | None = None) -> None:
     """Serve with Flask's development server; a no-op where a ``flask`` command runs the app."""
     config = service.config.override(host=host, port=port)
+    if not is_imported_by_command():
+        show_to_developer()
     service.app.run(config.host, config.port, debug=False, threaded=True)
 
 
 def _routes(service: "Service") -> Blueprint:
     composition = service.compose()
     blueprint = ServiceBlueprint(service)
+    blueprint.record(lambda state: watch(state.app))
     views = Views(service)
     blueprint.add_url_rule("/inference", "inference", Inference(service), methods=["POST"])
     for name in ("health", "livez", "readyz", "metrics"):
@@ -80,10 +87,18 @@ def answer_problem(exc: HTTPException) -> ResponseReturnValue:
         exc.description = _why_nowhere(exc)
     if isinstance(exc, InferenceFailed) and exc.is_fault:
         why = f"as job {exc.job} did" if exc.job else "for the reason above"
-        log.error("request %s failed: its service.ask did, %s", request_id, why)
+        _log(request_id, f"its service.ask did, {why}")
+    elif isinstance(exc, InternalServerError) and exc.original_exception is not None:
+        exc.description = UNEXPECTED
+        said = in_one_line(exc.original_exception)  # Flask has logged all of it, without the id
+        _log(request_id, f"{said}; the traceback is above")
     response = problem_response(exc, request_id)
     response.headers["X-Request-ID"] = request_id
     return response
+
+
+def _log(request_id: str, why: str) -> None:
+    log.error("request %s failed: %s", request_id, why, extra={"request_id": request_id})
 
 
 def _why_nowhere(exc: HTTPException) -> str | None:

@@ -27,6 +27,13 @@ if TYPE_CHECKING:
 _BAD: Final[dict[Codec, bytes]] = {"json": b'{"unfinished', "msgpack": b"\xc1"}
 _ROUNDS: Final = 3  # the best of so many is what the model can do, the rest is the machine's noise
 
+# What to do where a function raises for many together, for copies of one example too, or not.
+_LOWER: Final = "lower max_batch_size"
+_ALIKE: Final = (
+    "as many copies of one example pass: pad items to one size or give `key=`, so that only items"
+    " of one size meet"
+)
+
 
 def check(service: "Service", *, clock: Callable[[], float] = time.perf_counter) -> Report:
     """Set a service up and try its examples in every company.
@@ -44,19 +51,18 @@ def check(service: "Service", *, clock: Callable[[], float] = time.perf_counter)
     if not composition.probes:
         raise ConfigError(_without_example(service.name, old_name or composition.doubt))
     examiner = _Examiner(runner, composition.probes)
+    doubt = examiner.doubt_about_order()
     sizes = _sizes(composition.max_batch_size)
     complaints = examiner.complaints(sorted({1, 2, composition.max_batch_size}))
     timings = [examiner.time(size, clock) for size in sizes]
-    complaints += too_large.complaints()
+    complaints += too_large.complaints(examiner.run_copies)
     is_batch = runner.mode == "batch"
-    remarks = remarks_on(
-        composition.probes, timings, is_batch=is_batch, timeout=service.config.timeout
-    )
-    return Report(complaints, [old_name, *remarks] if old_name else remarks, timings)
+    remarks = remarks_on(timings, is_batch=is_batch, timeout=service.config.timeout)
+    return Report(complaints, [*filter(None, [old_name, doubt]), *remarks], timings)
 
 
 def _without_example(service: str, reason: str) -> str:
-    fix = "give it one or, better, two requests that differ:"
+    fix = "give it one or, better, two whose answers differ:"
     return (
         f"service {service!r} gets through its set-up, but nothing was asked: it has no example;"
         f" {reason or f'{fix} Service({service!r}, examples=[...])'}"
@@ -77,14 +83,21 @@ class _TooLarge:
     def __call__(self, where: str, size: int, exc: BaseException) -> None:
         self._failed[size] = where, exc
 
-    def complaints(self) -> list[str]:
-        """Return what is wrong with the smallest of them, if there were any."""
+    def complaints(self, run_copies: Callable[[int], None]) -> list[str]:
+        """Return what is wrong with the smallest of them, if there were any.
+
+        Args:
+            run_copies: Runs batches of a size, the items of each being alike.
+        """
         if not self._failed:
             return []
         size, (where, exc) = min(self._failed.items(), key=itemgetter(0))
+        self._failed.clear()
+        run_copies(size)
+        advice = _LOWER if self._failed else _ALIKE
         return [
             f"{where} raised for {size} items together, but for none of them in a smaller batch:"
-            f" {in_one_line(exc)}; lower max_batch_size"
+            f" {in_one_line(exc)}; {advice}"
         ]
 
 
@@ -112,6 +125,26 @@ class _Examiner:
             found += _summed_up(self._compare(size, bad_at=None))
             found += _summed_up(self._compare(size, bad_at=size // 2))
         return found
+
+    def doubt_about_order(self) -> str:
+        """Return why answers in a wrong order would not be noticed, "" if they would."""
+        if len({probe.payload for probe in self._probes}) < 2:
+            return (
+                "with one example the order of answers cannot be checked;"
+                " give two whose answers differ"
+            )
+        first, *others = self._alone
+        if any(self._difference(other, first) for other in others):
+            return ""
+        return (
+            "with the same answer to all examples their order cannot be checked;"
+            " give two whose answers differ"
+        )
+
+    def run_copies(self, size: int) -> None:
+        """Run as many copies of each example together."""
+        for probe in self._probes:
+            self._run([probe.payload] * size)
 
     def time(self, size: int, clock: Callable[[], float]) -> Timing:
         """Measure a batch of a size."""

@@ -22,6 +22,7 @@ from .options import (
     CANNOT_LISTEN,
     CRASHED,
     Command,
+    Number,
     batching_options,
     examples,
     exits,
@@ -74,7 +75,7 @@ group.add_command(batching)
 @click.option("--max-message", metavar="SIZE", help="Largest message to read.  [default: 256MiB]")
 @click.option(
     "--metrics-port",
-    type=click.IntRange(0, 65535),
+    type=Number(0, 65535),
     help="Serve metrics and probes.  [default: off]",
 )
 @click.option("--metrics-host", default="127.0.0.1", show_default=True, help="Where to serve them.")
@@ -99,6 +100,7 @@ def worker(
     """
     if unix is not None and tcp is not None:
         raise click.UsageError("--unix and --tcp exclude each other: a worker joins one service")
+    directory = os.getcwd()
     with ended_by_signals():
         _, mounted, config = load_service(
             info, service_name, log_level=log_level, log_format=log_format
@@ -106,11 +108,16 @@ def worker(
         from .health import Readiness
 
         config = config.override(max_message=max_message)
-        address = _peer(config.socket if unix is None else unix, tcp)
+        address = _peer(_seen_from(directory, config.socket if unix is None else unix), tcp)
         readiness = Readiness(str(address))
         if metrics_port is not None:
             _serve_metrics(metrics_host, metrics_port, readiness)
         _run_worker(mounted.service, address, config, readiness)
+
+
+def _seen_from(directory: str, path: str) -> str:
+    """Return a path that was given in a directory; the user's file may have changed to another."""
+    return path if os.getcwd() == directory else os.path.join(directory, path)
 
 
 def _peer(unix: str, tcp: str | None) -> Address:
@@ -163,7 +170,7 @@ def _serve_metrics(host: str, port: int, readiness: "Readiness") -> None:
 )
 @click.option(
     "--workers",
-    type=click.IntRange(1),
+    type=Number(1),
     default=1,
     show_default=True,
     help="Processes, each with a model of its own.",
@@ -198,6 +205,7 @@ def serve(
     The routes of the service are answered without Flask; all others are those of the app.
     SIGTERM answers what was accepted, then ends.
     """
+    directory = os.getcwd()
     with ended_by_signals(), _shared_metrics():
         app, mounted, config = load_service(
             info, service_name, log_level=log_level, log_format=log_format
@@ -210,6 +218,7 @@ def serve(
         config = config.override(**flags)
         guests_at = None
         if unix is not None or tcp is not None:
+            unix = None if unix is None else _seen_from(directory, unix)
             guests_at = listening_address(unix, tcp, config.socket)
             warn_if_open(guests_at, config)
         listed = [device.strip() for device in devices.split(",") if device.strip()]
@@ -219,6 +228,7 @@ def serve(
             app,
             mounted,
             info.app_import_path,
+            directory,
             workers,
             devices=listed,
             guests_at=guests_at,

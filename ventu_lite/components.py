@@ -100,7 +100,7 @@ SCHEMAS = {
             "detail": {"type": "string", "description": "Why, unless it is `OK`."},
         },
         *("service", "inference"),
-        description="What was found out by really running the example.",
+        description="What was found out by really running the examples.",
     ),
     "Status": _object(
         {

@@ -11,7 +11,7 @@ from .errors import RegistrationError
 from .examples import Probe, find_examples
 from .functions import place, where_from
 from .handovers import doubt_about_lists, doubts_about_types, refuse_mixed_up
-from .isolation import BatchInfer, OnBlameless, SingleInfer
+from .isolation import BatchInfer, OnBlameless, SingleInfer, hashable
 from .pipeline import Mode, Pipeline
 from .schema_examples import batch_size_in
 from .stages import Stage, is_size
@@ -55,7 +55,8 @@ class Composition:
     def batch_key(self) -> Callable[[Any], Hashable] | None:
         """What tells which items may share a call; ``None`` if all may."""
         stage = self.stages.get("batch infer")
-        return stage.options.key if stage else None
+        key = stage.options.key if stage else None
+        return hashable(key, stage.where) if stage and key else None
 
     @property
     def worker_stage(self) -> Stage:
@@ -100,7 +101,7 @@ class Composition:
             stage.fn,
             max_batch_size=stage.options.max_batch_size,
             isolate=stage.options.isolate and stage.options.retry,
-            key=stage.options.key,
+            key=self.batch_key,
             timeout=self.config.timeout,
             clock=clock,
             where=stage.where,

@@ -64,7 +64,10 @@ class MalformedPayload(PayloadError):
     @classmethod
     def mistaken(cls, codec: str) -> "MalformedPayload":
         """Say that the first byte is none of "json" or "msgpack"."""
-        return cls(f"the body was read as {_name(codec)}, but does not begin like it")
+        return cls(
+            f"the body was read as {_name(codec)}, but does not begin like it;"
+            f" send application/{codec}"
+        )
 
 
 class NotAcceptable(PayloadError):
@@ -164,9 +167,9 @@ class BatchSizeError(BatchFailed):
 
 
 class InvalidResponse(VentuError):
-    """What the last stage returned does not fit the response schema.
+    """What the last stage returned does not fit the response schema, or no codec can say it.
 
-    The message names the stage and the fields, and shows no value.
+    The message names the stage; of fields that do not fit it shows no value.
     """
 
 

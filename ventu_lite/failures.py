@@ -8,8 +8,9 @@ import contextlib
 import hashlib
 import os
 import traceback
-from typing import Final
+from typing import Final, TextIO
 
+from .last_words import STACKS, in_short
 from .tracebacks import in_one_line
 
 #: Tells a worker which directory it shares with those that ``serve`` has started and will start.
@@ -47,9 +48,16 @@ class Failures:
                 with open(_note(self._folder, os.getpid()), "w", encoding="utf-8") as file:
                     file.write(said)
 
+    def open_note(self) -> TextIO | None:
+        """Return a file for the stacks of a process that crashes, ``None`` if nobody watches."""
+        if self._folder:
+            with contextlib.suppress(OSError):  # who watched it is gone
+                return open(_note(self._folder, os.getpid()), "a", encoding="utf-8")
+        return None
+
 
 def take_note(folder: str, pid: int) -> str:
-    """Return what a process that has ended has noted, "" if nothing, and throw it away."""
+    """Return in one line what a process that has ended has noted, "" if nothing, and forget it."""
     path = _note(folder, pid)
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
@@ -57,7 +65,7 @@ def take_note(folder: str, pid: int) -> str:
         os.unlink(path)
     except OSError:
         return ""
-    return said
+    return in_short(said) if STACKS in said else said
 
 
 def shared_failures() -> Failures:

@@ -24,7 +24,7 @@ from .errors import BatchFailed, PayloadError, Unavailable
 from .headers import SANE_ID, refuse_encoding, seconds_in, whole_seconds, why_locked_out
 from .media_types import CODEC_OF, PROBLEM_TYPE, own_type, request_codec, response_type
 from .outcomes import Rejected
-from .problems import INVALID, encode_problem, problem, problem_codec
+from .problems import INVALID, body_too_large, encode_problem, problem, problem_codec
 from .runtime import Runtime
 from .tracebacks import in_one_line, traceback_for
 
@@ -140,7 +140,7 @@ class Inference:
             log.warning("the body of a request could not be read: %s", exc)
             raise BadRequest(_NOT_WHOLE) from exc
         if payload is None or len(payload) > self._max_body:
-            raise RequestEntityTooLarge(f"body of more than {self._max_body} bytes")
+            raise RequestEntityTooLarge(body_too_large(self._max_body))
         return payload
 
 

@@ -9,7 +9,7 @@ and then raises, would else give wrong answers to the innocent.
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
-from .errors import BatchFailed, BatchSizeError
+from .errors import BatchFailed, BatchSizeError, VentuError
 from .outcomes import Rejected, count_rejected
 
 #: Takes the name and place of a function, a number of items, and what it raised for so many
@@ -192,13 +192,42 @@ class BatchInfer:
         results = list(returned)
         if len(results) != len(items):
             raise self._wrong_size(items, f"{len(results)} result(s)")
-        return [Rejected.of(r) if isinstance(r, BaseException) else r for r in results]
+        return [self._rejected(r) if isinstance(r, BaseException) else r for r in results]
+
+    def _rejected(self, exc: BaseException) -> Rejected:
+        """Return what becomes of an item whose result is an exception, which has no frame."""
+        note, add_note = f"returned by {self._where}", getattr(exc, "add_note", None)
+        if add_note and note not in getattr(exc, "__notes__", ()):  # it may be one for all items
+            add_note(note)
+        return Rejected.of(exc)
 
     def _wrong_size(self, items: Sequence[Any], returned: str) -> BatchSizeError:
         return BatchSizeError(
             f"{self._where} got {len(items)} item(s), returned {returned};"
             " return a list with one result for each item, in the same order"
         )
+
+
+def hashable(key: Callable[[Any], Any], where: str) -> Callable[[Any], Hashable]:
+    """Return a key function that raises a sentence where the user's returns what cannot be a key.
+
+    Args:
+        key: The user's.
+        where: The name and place of the function whose option it is.
+    """
+
+    def checked(item: Any) -> Hashable:
+        value: Hashable = key(item)
+        try:
+            hash(value)
+        except TypeError:
+            raise VentuError(
+                f"key of {where} returned {type(value).__name__}, expected something hashable,"
+                " such as a string or a tuple of numbers"
+            ) from None
+        return value
+
+    return checked
 
 
 def at(places: Sequence[int], again: Again) -> Again:

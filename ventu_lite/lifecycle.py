@@ -6,9 +6,11 @@ import os
 
 from .composition import Composition
 from .errors import VentuError
+from .hints import hint_on
 from .outcomes import Rejected
 from .pipeline import Pipeline
 from .slowness import too_slow
+from .tracebacks import said_by
 from .turns import Turns
 
 log = logging.getLogger(__name__)
@@ -58,17 +60,19 @@ class Lifecycle:
                 for outcome in run.outcomes:
                     if isinstance(outcome, Rejected):
                         raise VentuError(
-                            f"warm-up with {size} example(s) failed: {_told(outcome.exc)}"
+                            f"warm-up with {size} example(s) failed: {self._told(outcome.exc)}"
                         ) from outcome.exc
                 took[size] = run.preprocess + run.infer + run.postprocess
         largest, timeout = max(took), self._composition.config.timeout
         if said := too_slow(largest, took[largest], timeout, alone=took[1]):
             log.warning("in the warm-up %s", said)
 
+    def _told(self, exc: BaseException) -> str:
+        if hint := hint_on(exc, self._composition.stages.get("setup")):
+            first, _, _ = str(exc).partition("\n")
+            return f"{type(exc).__name__}: {first.rstrip('.')}; {hint}"
+        return said_by(exc)
+
     def _tear_down(self) -> None:
         if self._set_up_in == os.getpid():  # a forked child owns nothing of it
             self._composition.stages["teardown"].fn()
-
-
-def _told(exc: BaseException) -> str:
-    return str(exc) if isinstance(exc, VentuError) else f"{exc!r:.200}"  # ours is a sentence

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+# They lead to what is read when the user's file was imported, which may change the directory.
+_PATHS: Final = ("PROMETHEUS_MULTIPROC_DIR", "VENTU_API_KEY_FILE", "VENTU_WORKER_SECRET_FILE")
+
 # What stands between a path and the name of an app in it, as Flask has it.
 _BEFORE_NAME: Final = re.compile(r":(?![\\/])")
 
@@ -148,6 +151,7 @@ def load_service(
     from .logs import configure
     from .room import claim_room
 
+    _pin_paths()
     claim_room()  # the user's file may make series of its own
     operator = Config().override(log_level=log_level, log_format=log_format)
     if "log_format" in operator.model_fields_set:
@@ -158,6 +162,12 @@ def load_service(
     configure(config.log_level, config.log_format)
     warn_of_unknown_variables()
     return app, mounted, config
+
+
+def _pin_paths() -> None:
+    for name in _PATHS:
+        if path := os.environ.get(name):
+            os.environ[name] = os.path.abspath(path)
 
 
 def _module_of(info: ScriptInfo) -> ModuleType | None:

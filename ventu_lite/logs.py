@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import re
 import sys
 import time
@@ -69,13 +68,12 @@ def configure(level: LogLevel, format: LogFormat) -> None:
 
 
 def show_to_developer() -> None:
-    """Show our own lines where the ``flask`` command runs and nobody has set logging up.
+    """Show our own lines in a server for development, where nobody has set logging up.
 
     Werkzeug does so with its own. Else a model that loads for a minute gives no sign of life.
     """
     ours = logging.getLogger(__package__)
-    is_flask = os.environ.get("FLASK_RUN_FROM_CLI") == "true"
-    if is_flask and not ours.hasHandlers() and ours.level == logging.NOTSET:
+    if not ours.hasHandlers() and ours.level == logging.NOTSET:
         ours.addHandler(_to_stderr("text"))
         ours.setLevel(logging.INFO)
 

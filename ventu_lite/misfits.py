@@ -33,7 +33,7 @@ def misfit(value: Any, exc: ValidationError, adapter: TypeAdapter[Any]) -> str:
         adapter: The schema.
     """
     said = errors_in(exc, adapter)
-    return f"{_kind(value)}, which does not fit the response schema {exc.title}: {said}"
+    return f"{kind_of(value)}, which does not fit the response schema {exc.title}: {said}"
 
 
 def errors_in(exc: ValidationError, adapter: TypeAdapter[Any]) -> str:
@@ -79,10 +79,10 @@ def _without_input(error: Any, adapter: TypeAdapter[Any]) -> str:
     place = place_in(error["loc"], adapter)
     said = f"{place}: {text}" if place else text
     # What lacks a field was told already, or is told by the place.
-    return said if kind == "missing" else f"{said}, found {_kind(error['input'])}"
+    return said if kind == "missing" else f"{said}, found {kind_of(error['input'])}"
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
     """Return the type of a value, and its length if it has one."""
     is_sized = isinstance(value, (str, bytes, list, tuple, dict, set, frozenset))
     size = f" of length {len(value)}" if is_sized else ""

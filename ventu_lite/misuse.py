@@ -20,6 +20,10 @@ _HOW_TO_HAVE_AN_APP: Final = (
     "Name the file that holds the service: `python -m ventu_lite --app FILE.py ...`."
     " It needs a line `app = service.app` below the decorated functions."
 )
+_HOW_TO_MAKE: Final = (
+    "Service takes its name first, and all else with a keyword:"
+    ' Service("name", request=Request, response=Response).'
+)
 # How Python begins a TypeError for arguments that do not fit.
 _BAD_CALL: Final = re.compile(rf"{Service.__name__}\.(\w+)\(\) ")
 _NO_MODULE: Final = re.compile(r"Could not import '(\w+)'")
@@ -76,6 +80,8 @@ def _about_misuse(exc: Exception) -> str:
     method = getattr(Service, called[1], None) if called and _means_ours(exc) else None
     if method is None:
         return ""
+    if method is Service.__init__:
+        return _HOW_TO_MAKE
     return _about_call(str(exc), method)
 
 

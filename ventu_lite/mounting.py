@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from flask import Blueprint, Flask
 from flask.blueprints import BlueprintSetupState
 from flask.sansio.app import App
+from werkzeug.routing import Rule
 
 from .config import is_set_outside
 from .errors import RegistrationError
@@ -68,6 +69,12 @@ class ServiceBlueprint(Blueprint):
             )
         here = mounted.setdefault(service.name, Mounted(service, prefix))
         here.blueprints.append(f"{state.name_prefix}.{state.name}".lstrip("."))
+
+
+def is_ours(app: Flask, rule: Rule) -> bool:
+    """Tell whether a route of an app is one of a service."""
+    blueprint = app.blueprints.get(rule.endpoint.rpartition(".")[0])
+    return isinstance(blueprint, ServiceBlueprint)
 
 
 def _about_twins(name: str) -> str:

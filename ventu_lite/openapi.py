@@ -79,8 +79,8 @@ def _inference(
         "operationId": "infer",
         "tags": ["inference"],
         "summary": "Run the model on one request",
-        "description": "The answer comes in the type that `Accept` names,"
-        " else in the type of the request.",
+        "description": "The answer comes in the type of the request. Where Flask runs the model,"
+        " `Accept` may choose another of its types; `serve` and `batching` answer 406 to that.",
         "parameters": [_parameter_ref("RequestID"), _parameter_ref("RequestTimeout")],
         "requestBody": {
             "required": True,
@@ -118,13 +118,13 @@ def _operations(schemas: Schemas) -> dict[str, dict[str, Any]]:
     return {
         "/health": _operation(
             "health",
-            "Run the example and compare the answer",
+            "Run the examples and compare the answers",
             {
                 "200": {
-                    "description": "It was answered as expected, or there is none.",
+                    "description": "All were answered as expected, or there are none.",
                     "content": health,
                 },
-                "503": {"description": "It was not.", "content": health},
+                "503": {"description": "One was not.", "content": health},
             },
         ),
         "/livez": _operation(

@@ -14,6 +14,7 @@ import click
 from .addresses import Address, TCPAddress, UnixAddress
 from .errors import CannotListen, ConfigError, RegistrationError, ServiceNotFound
 from .failures import shared_failures
+from .signals import Stopped, left_by_signals
 
 CRASHED: Final = 1  # the service is broken, or `check` found an answer that is
 WRONG_USAGE: Final = 2  # as click has it: a bad option, no such app, no such service
@@ -88,6 +89,12 @@ _BATCHING_OPTIONS: Final = (
 )
 
 
+class Number(click.IntRange):
+    """An integer in a range, which click is to call an integer."""
+
+    name = "integer"
+
+
 class Command(click.Command):
     """A command that tells where to say what is not said here: a secret, the name of the app."""
 
@@ -135,12 +142,15 @@ def fail(message: str, code: int) -> NoReturn:
 
 
 def exits(fn: F) -> F:
-    """Turn the errors of a command into one line and an exit code."""
+    """Turn the errors of a command, and a signal, into one line and an exit code."""
 
     @functools.wraps(fn)
     def command(*args: Any, **kwargs: Any) -> Any:
         try:
-            return fn(*args, **kwargs)
+            with left_by_signals():
+                return fn(*args, **kwargs)
+        except Stopped as exc:  # not from a service, which is done when it is told to stop
+            fail(f"interrupted by {exc.signum.name}", 128 + exc.signum)
         except (ConfigError, RegistrationError, ServiceNotFound) as exc:
             fail(str(exc), WRONG_USAGE)
         except CannotListen as exc:

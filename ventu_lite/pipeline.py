@@ -17,7 +17,7 @@ from .codecs import sniff
 from .config import Codec
 from .errors import InvalidResponse
 from .isolation import Again, at, for_accepted
-from .misfits import misfit
+from .misfits import kind_of, misfit
 from .outcomes import Rejected, count_rejected
 from .validation import Schema
 
@@ -85,27 +85,37 @@ class Pipeline:
 
     def finish(self, result: Any, codec: Codec) -> Outcome:
         """Return the bytes of a result, postprocessed and validated, or a ``Rejected``."""
-        outcome: Outcome = self._finish(result, self.response.render, codec)
+        outcome: Outcome = self._finish(result, codec)
         return outcome
 
     def finish_value(self, result: Any) -> Any:
         """Return a result, postprocessed and validated, as a Python value, or a ``Rejected``."""
-        return self._finish(result, self.response.validate)
+        return self._finish(result, None)
 
-    def _finish(self, result: Any, write: Callable[..., Any], *options: Any) -> Any:
+    def _finish(self, result: Any, codec: Codec | None) -> Any:
         if isinstance(result, Rejected):
             return result
         try:
             value = result if self.postprocess is None else self.postprocess(result)
             try:
-                return write(value, *options)
+                answer = self.response.validate(value)
             except ValidationError as exc:
                 raise self._invalid(value, exc) from None  # it would show the value
+            return answer if codec is None else self._written(answer, codec)
         except BaseException as exc:
             return _rejected(exc)
 
     def _invalid(self, value: Any, exc: ValidationError) -> InvalidResponse:
         return InvalidResponse(f"{self.last} returned {misfit(value, exc, self.response.adapter)}")
+
+    def _written(self, answer: Any, codec: Codec) -> bytes:
+        try:
+            return self.response.encode(answer, codec)
+        except Exception as exc:
+            said = f"{type(exc).__name__}: {exc}"
+            raise InvalidResponse(
+                f"{self.last} returned {kind_of(answer)}, which cannot be written: {said}"
+            ) from exc
 
     def infer_prepared(self, prepared: Sequence[Any], again: Again) -> Sequence[Any]:
         """Return one result for each item, passing those over that were rejected before.

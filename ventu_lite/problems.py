@@ -33,6 +33,13 @@ def reason_of(status: int) -> Literal["invalid", "failed"]:
     return "invalid" if status in INVALID else "failed"
 
 
+def body_too_large(max_body: int) -> str:
+    """Return what is told of a body of more bytes than the setting allows."""
+    mebibytes, rest = divmod(max_body, 2**20)
+    size = f"{max_body} bytes" if rest or not mebibytes else f"{mebibytes} MiB"
+    return f"body of more than {size} (max_body)"
+
+
 def title_of(status: int) -> str:
     """Return the reason phrase of a status, or that of its class."""
     return TITLES.get(status) or TITLES[status // 100 * 100]

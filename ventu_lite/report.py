@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from .examples import Probe
 from .slowness import too_slow
 
 # Beyond this share of the best throughput a larger batch only makes clients wait longer.
@@ -62,20 +61,15 @@ class Report:
         yield _FAILED if self.complaints else _PASSED
 
 
-def remarks_on(
-    probes: Sequence[Probe], timings: Sequence[Timing], *, is_batch: bool, timeout: float
-) -> list[str]:
-    """Return what could not be checked, and advice.
+def remarks_on(timings: Sequence[Timing], *, is_batch: bool, timeout: float) -> list[str]:
+    """Return advice.
 
     Args:
-        probes: The examples.
         timings: One for each batch size, smallest first.
         is_batch: Whether there is a batch function.
         timeout: The setting.
     """
     remarks = []
-    if len({probe.payload for probe in probes}) < 2:
-        remarks.append("with one example the order of answers cannot be checked; give two")
     largest = timings[-1]
     if said := too_slow(largest.size, largest.seconds, timeout, alone=timings[0].seconds):
         remarks.append(said)
@@ -85,10 +79,11 @@ def remarks_on(
 
 
 def _advice(timings: Sequence[Timing]) -> str:
-    if timings[-1].seconds < _QUICK:
-        return "batches are so quick that their size hardly matters"
     best = max(timing.per_second for timing in timings)
     gain = best / timings[0].per_second
+    is_quick = timings[-1].seconds < _QUICK
+    if is_quick and not gain > 2:  # it is no number where all took no time at all
+        return "the largest batch takes less time than HTTP around it: its size hardly matters"
     enough = next(t for t in timings if t.per_second >= _ENOUGH * best)
     if gain < 1.2:
         return (
@@ -96,6 +91,8 @@ def _advice(timings: Sequence[Timing]) -> str:
             " a plain @service.infer would do as well"
         )
     said = f"batches get through {gain:.1f} × as many items per second as one by one"
+    if is_quick:
+        return said
     if enough is timings[-1]:
         return f"{said}, the largest most: a larger max_batch_size may bring more"
     return (

@@ -21,7 +21,7 @@ from .pipeline import Pipeline
 from .startup import Startup
 from .too_large import TooLargeLog
 from .turns import Turns
-from .variables import warn_of_unknown_variables
+from .variables import is_imported_by_command, warn_of_unknown_variables
 
 if TYPE_CHECKING:
     from .service import Service
@@ -159,7 +159,8 @@ class Runtime:
             VentuError: An example was rejected.
         """
         if self._is_http_worker:  # else a command shows what happens
-            show_to_developer()
+            if is_imported_by_command():  # that of Flask; ours have set logging up
+                show_to_developer()
             log.info("setting up service %r", self.metrics.name)
         started = self.clock()
         self._lifecycle.set_up()
@@ -170,7 +171,12 @@ class Runtime:
         if self._is_http_worker:  # else a command has looked at the environment
             self.metrics.worker("http", is_ready=True)
             warn_of_unknown_variables()
-        log.info("ready: set-up took %.2f s, warm-up %.2f s", set_up_at - started, warmed_up)
+        log.info(
+            "ready: set-up of service %r took %.2f s, warm-up %.2f s",
+            self.metrics.name,
+            set_up_at - started,
+            warmed_up,
+        )
         return answering
 
     def _make_answering(self) -> Answering:

@@ -5,6 +5,7 @@ import contextlib
 import logging
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from flask import Flask
 from .addresses import MAX_PATH, Address, UnixAddress
 from .asking import Asking
 from .batching.asker import Asker
-from .batching.hooks import prefixes_of, skipped_by_serve
+from .batching.hooks import paths_of, prefixes_of, skipped_by_serve
 from .batching.http import run
 from .batching.links import WorkerLink, log_change
 from .batching.probing import ProbingStatus
@@ -26,6 +27,7 @@ from .batching.server import BatchingService, ServiceOptions, running
 from .batching.wsgi import WSGIRoutes
 from .composition import largest_batch
 from .config import Config
+from .dead_routes import warn_of_dead_routes
 from .errors import RegistrationError
 from .failures import FAILURES_VARIABLE, take_note
 from .families import forget_process
@@ -52,6 +54,7 @@ class Plan:
         app: The user's app.
         mounted: The service in it.
         app_path: What ``--app`` was, for the workers; ``None`` if it was left out.
+        directory: Where that was said; the user's file may have left it.
         workers: How many processes.
         devices: One for each worker, round robin.
         guests_at: Where workers that others have started may connect, too.
@@ -62,6 +65,7 @@ class Plan:
     app: Flask
     mounted: Mounted
     app_path: str | None
+    directory: str
     workers: int
     devices: Sequence[str] = ()
     guests_at: Address | None = None
@@ -101,6 +105,7 @@ def serve(plan: Plan, config: Config) -> int:
     for mounted in services_of(plan.app).values():
         mounted.service.runtime.startup.forbid(_why_not_here(mounted.service, plan.service))
     prefixes = prefixes_of(plan.app, plan.mounted)
+    warn_of_dead_routes(plan.app, paths_of(plan.app, plan.mounted))
     with _meeting_place() as workers_at:
         return run(_FrontProcess(plan, _config_of_front(plan, config), workers_at, prefixes).run())
 
@@ -167,6 +172,7 @@ class _FrontProcess:
             _worker_command(plan, self._workers_at),
             plan.workers,
             devices=plan.devices,
+            directory=plan.directory,
             environment={
                 **plan.environment,
                 PARENT_VARIABLE: str(os.getpid()),
@@ -251,7 +257,9 @@ def _meeting_place() -> Iterator[UnixAddress]:
 
 
 def _worker_command(plan: Plan, at: UnixAddress) -> list[str]:
-    command = [sys.executable, "-m", "ventu_lite"]
+    # As multiprocessing does: -O, -W and -X are for all processes. There is no public way to them.
+    flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+    command = [sys.executable, *flags, "-m", "ventu_lite"]
     if plan.app_path:
         command += ["--app", plan.app_path]
     return [*command, "worker", "--unix", at.path, f"--service={plan.service.name}"]

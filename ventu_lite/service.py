@@ -212,9 +212,11 @@ class Service:
             )
         taken = self._stages.get(stage.slot)
         if taken is not None:
+            is_again = taken.name == stage.name  # as where a cell of a notebook runs twice
             raise RegistrationError(
                 f"service {self.name!r} has its {stage.slot} stage already: {taken.where}."
-                f" Remove it, or give {stage.where} a service of its own."
+                f" Remove it, or give {stage.where} a service of its own"
+                + ("; in a notebook, make the Service anew." if is_again else ".")
             )
         self._stages[stage.slot] = stage
 

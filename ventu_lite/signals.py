@@ -84,23 +84,44 @@ os.register_at_fork(
 
 
 class Stopped(KeyboardInterrupt):  # the one exception that is never taken for a stage's fault
-    """A signal came while there was nothing to finish."""
+    """A signal came while there was nothing to finish.
+
+    Args:
+        signum: Which.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signal.Signals(signum)
 
 
 @contextlib.contextmanager
-def ended_by_signals() -> Iterator[None]:
-    """A signal to stop: leave the block at once, without an error. The same signal again kills.
+def left_by_signals() -> Iterator[None]:
+    """A signal to stop: leave the block at once. The same signal again kills.
 
     The default would do for a process like others, but the first one of a container is deaf to
     signals that it does not handle, and to load a model may last minutes.
+
+    Raises:
+        Stopped: There was one.
     """
 
     def leave(signum: int, frame: FrameType | None) -> None:
         signal.signal(signum, signal.SIG_DFL)
-        raise Stopped
+        raise Stopped(signum)
 
+    with on_stop_signals(leave):
+        yield
+
+
+@contextlib.contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """A signal to stop: leave the block as with ``left_by_signals``, but without an error.
+
+    For what is to run until it is told to stop.
+    """
     try:
-        with on_stop_signals(leave):
+        with left_by_signals():
             yield
     except Stopped:
         log.info("stopped before it was ready")

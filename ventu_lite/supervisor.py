@@ -47,6 +47,7 @@ class Supervisor:
         count: How many.
         devices: One for each worker as ``CUDA_VISIBLE_DEVICES``, round robin; none to leave it.
         environment: Further variables for the workers.
+        directory: Where they run; ``None`` for where this process is.
         on_end: Called for each worker that has ended, each time in a new thread, with its process
             id and whether it was ready; the next one in its place is started after that. What it
             has not done when the process ends is not done.
@@ -63,6 +64,7 @@ class Supervisor:
         *,
         devices: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
+        directory: str | None = None,
         on_end: Callable[[int, bool], None] = lambda pid, was_ready: None,
         on_failure: Callable[[], None] = lambda: None,
         last_words: Callable[[int], str] = lambda pid: "",
@@ -73,6 +75,7 @@ class Supervisor:
         self._count = count
         self._devices = devices
         self._environment = dict(os.environ) | dict(environment or {})
+        self._directory = directory
         self._on_end = on_end
         self._on_failure = on_failure
         self._last_words = last_words
@@ -175,6 +178,7 @@ class Supervisor:
             child.signal(signal.SIGTERM)
         end = await child.wait(self._first_reminder)
         del self._running[child.pid]
+        await child.end_helpers()
         why = await self._clear_away(child)
         return child.is_ready, f"{end}: {why.rstrip('.')}" if why else end
 
@@ -183,7 +187,7 @@ class Supervisor:
         if self._devices:
             device = self._devices[(number - 1) % len(self._devices)]
             environment["CUDA_VISIBLE_DEVICES"] = device
-        return await Child.start(self._command, number, environment)
+        return await Child.start(self._command, number, environment, self._directory)
 
     async def _clear_away(self, child: Child) -> str:
         """Clear away what a worker has left; return why it has ended, "" if it did not say."""

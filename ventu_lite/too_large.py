@@ -1,4 +1,4 @@
-"""Batches that were too large for a model: no answer shows that, so the log does."""
+"""Batches that were too large or too mixed for a model: no answer shows that, so the log does."""
 
 import logging
 from collections.abc import Callable
@@ -26,6 +26,7 @@ class TooLargeLog:
         if self._reminders.is_due(where):
             log.warning(
                 "%s raised for %d items together, but for none of them in a smaller batch: %s;"
-                " if that comes again, lower max_batch_size",
+                " if that comes again, lower max_batch_size or, where items differ in size, pad"
+                " them to one or give `key=`, so that only items of one size meet",
                 *(where, size, in_one_line(exc)),
             )

@@ -41,16 +41,19 @@ def first_place_of(exc: BaseException) -> str:
 
 def in_one_line(exc: BaseException) -> str:
     """Return what was raised, and where in the user's code."""
-    place = place_of(exc)
-    if isinstance(exc, VentuError):
-        line = _joined(str(exc), _LONGEST_OF_OURS)
-    else:
-        # After a SyntaxError's excerpt, which is indented, and before any notes. Since Python 3.12
-        # it has the name that may have been meant, too.
-        told = traceback.TracebackException.from_exception(exc, limit=0)
-        lines = told.format_exception_only()
-        line = _joined(next(line for line in lines if not line.startswith(" ")), _LONGEST)
+    line, place = said_by(exc), place_of(exc)
     return f"{line} ({place})" if place else line
+
+
+def said_by(exc: BaseException) -> str:
+    """Return what was raised, in one line."""
+    if isinstance(exc, VentuError):
+        return _joined(str(exc), _LONGEST_OF_OURS)  # a sentence
+    # After a SyntaxError's excerpt, which is indented, and before any notes. Since Python 3.12
+    # it has the name that may have been meant, too.
+    told = traceback.TracebackException.from_exception(exc, limit=0)
+    lines = told.format_exception_only()
+    return _joined(next(line for line in lines if not line.startswith(" ")), _LONGEST)
 
 
 def _joined(text: str, most: int) -> str:
@@ -67,7 +70,11 @@ def traceback_for(exc: BaseException, log: logging.Logger) -> BaseException | No
         return exc
     is_ours = all(isinstance(one, VentuError) for one in _with_causes(exc))
     is_told = is_ours and not place_of(exc)
-    return None if is_told else beginning_with_the_users(exc)
+    if is_told:
+        return None
+    # One of ours without a frame would only repeat what the line has told.
+    shown = _with_causes(beginning_with_the_users(exc))
+    return next((one for one in shown if one.__traceback__ or not isinstance(one, VentuError)), exc)
 
 
 def beginning_with_the_users(exc: BaseException) -> BaseException:
@@ -75,12 +82,14 @@ def beginning_with_the_users(exc: BaseException) -> BaseException:
 
     The exceptions themselves are changed.
 
-    An exception of somebody else that never was in the user's code keeps all that it has.
+    An exception of somebody else that never was in the user's code keeps all that it has, unless it
+    is the cause of one of ours, which tells what is to be known.
     """
+    is_cause_of_ours = isinstance(exc, VentuError)
     for one in _with_causes(exc):
         steps = list(_steps(one.__traceback__))
         own = next((step for step in steps if _is_the_users(step)), None)
-        if own is not None or isinstance(one, VentuError | SyntaxError):
+        if own is not None or is_cause_of_ours or isinstance(one, VentuError | SyntaxError):
             one.__traceback__ = own
     return exc
 

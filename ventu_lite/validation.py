@@ -29,6 +29,7 @@ from .errors import (
     RegistrationError,
 )
 from .impatience import impatient_validator
+from .problems import body_too_large
 from .serializing import to_json, to_python
 from .substitutes import advice_on
 
@@ -78,7 +79,7 @@ class Schema:
                 ``OverflowError``.
         """
         if self._max_body is not None and len(payload) > self._max_body:
-            raise PayloadTooLarge(f"body of more than {self._max_body} bytes")
+            raise PayloadTooLarge(body_too_large(self._max_body))
         is_small = len(payload) <= MAX_PATIENCE
         validator = self._validator if is_small else self._impatient
         try:
@@ -145,15 +146,15 @@ class Schema:
             Exception: The value was changed since, or the codec cannot say it.
         """
         serializer = self._serializer
-        if codec == "json":
-            try:
-                return to_json(serializer, value)
-            except TypeError:  # the reason is worth 1.4 µs
-                return serializer.to_json(value, by_alias=True, warnings="error", fallback=plain)
         try:
+            if codec == "json":
+                return to_json(serializer, value)
             return pack(to_python(serializer, value))
         except TypeError:
-            return pack(serializer.to_python(value, by_alias=True, warnings="error"))
+            pass  # the reason is worth 1.4 µs; what led to it is not to be shown above it
+        if codec == "json":
+            return serializer.to_json(value, by_alias=True, warnings="error", fallback=plain)
+        return pack(serializer.to_python(value, by_alias=True, warnings="error"))
 
 
 def _adapter(annotation: Any) -> TypeAdapter[Any]:

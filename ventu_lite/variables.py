@@ -1,4 +1,4 @@
-"""A look at the environment, for what somebody has meant to set and has not."""
+"""A look at the environment: who runs us, and what somebody has meant to set and has not."""
 
 import logging
 import os
@@ -11,6 +11,11 @@ log = logging.getLogger(__name__)
 
 # What commands know as an option alone.
 _OPTIONS: Final = frozenset(("WORKERS", "DEVICES", "APP", "SERVICE", "UNIX", "TCP"))
+
+
+def is_imported_by_command() -> bool:
+    """Whether the ``flask`` command, or one of ours, has imported the user's file."""
+    return os.environ.get("FLASK_RUN_FROM_CLI") == "true"
 
 
 def warn_of_unknown_variables() -> None:

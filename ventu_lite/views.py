@@ -11,14 +11,14 @@ from werkzeug.routing import Rule
 from .exposition import exposition
 from .headers import whole_seconds
 from .home import Endpoint, home
-from .mounting import ServiceBlueprint
+from .mounting import is_ours
 
 if TYPE_CHECKING:
     from .service import Service
 
 _ENDPOINTS: Final = [
     Endpoint("POST", "/inference", "Ask the model."),
-    Endpoint("GET", "/health", "Run the example and say whether the model answers."),
+    Endpoint("GET", "/health", "Run the examples and say whether the model answers."),
     Endpoint("GET", "/livez", "Say that the process lives."),
     Endpoint("GET", "/readyz", "Say whether an inference can be answered now."),
     Endpoint("GET", "/metrics", "The metrics, for Prometheus."),
@@ -36,7 +36,7 @@ class Views:
         self._runtime = service.runtime
 
     def health(self) -> ResponseReturnValue:
-        """Say whether the example is answered as it should be."""
+        """Say whether the examples are answered as they should be."""
         health = self._runtime.health()
         return _document(200 if health.is_ok else 503, health.as_dict())
 
@@ -79,23 +79,18 @@ def _own_page() -> ResponseReturnValue | None:
 
     Flask takes the first route; from here on the request is the user's, as if ours were not there.
     """
-    ours = request.url_rule
-    for rule in current_app.url_map.iter_rules():
-        if ours and _place(rule) == _place(ours) and _is_get(rule) and not _is_ours(rule):
+    app, ours = current_app, request.url_rule
+    for rule in app.url_map.iter_rules():
+        if ours and _place(rule) == _place(ours) and _is_get(rule) and not is_ours(app, rule):
             before = request.blueprints
             request.url_rule, request.view_args = rule, dict(rule.defaults or {})
             answer = _run_hooks([name for name in request.blueprints if name not in before])
-            return current_app.dispatch_request() if answer is None else answer
+            return app.dispatch_request() if answer is None else answer
     return None
 
 
 def _place(rule: Rule) -> tuple[str | None, ...]:
     return rule.host, rule.subdomain, rule.rule
-
-
-def _is_ours(rule: Rule) -> bool:
-    blueprint = current_app.blueprints.get(rule.endpoint.rpartition(".")[0])
-    return isinstance(blueprint, ServiceBlueprint)
 
 
 def _is_get(rule: Rule) -> bool:

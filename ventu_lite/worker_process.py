@@ -11,7 +11,9 @@ from .addresses import Address, UnixAddress
 from .batch_runner import BatchRunner
 from .codecs import sniff
 from .config import Codec, Config
+from .failures import shared_failures
 from .health import Readiness
+from .last_words import enable_last_words
 from .outcomes import Rejected
 from .parent import end_with_parent, has_parent, is_orphan
 from .pipeline import Outcome
@@ -19,6 +21,7 @@ from .problems import encode_problem, problem
 from .protocol import Batch, Results
 from .signals import ended_by_signals
 from .tracebacks import in_one_line, traceback_for
+from .variables import is_imported_by_command
 from .worker import Worker, connect_tcp, connect_unix, stop_on_signals
 
 if TYPE_CHECKING:
@@ -73,6 +76,7 @@ def run_worker(
         on_connected=note_connection,
     )
     end_with_parent()
+    enable_last_words(shared_failures().open_note())
     with ended_by_signals():
         if not has_parent():  # else that tells how far its workers are
             log.info("setting up service %r, which then joins %s", service.name, address)
@@ -84,7 +88,7 @@ def run_worker(
 
 def run_worker_unless_imported(service: "Service", address: Address) -> None:
     """Run a worker, unless a command imports the file that asks for it, as ``app.run`` does."""
-    if os.environ.get("FLASK_RUN_FROM_CLI") == "true":
+    if is_imported_by_command():
         log.warning("ignoring a call that runs a worker: a command is loading this file")
         return
     run_worker(service, address)

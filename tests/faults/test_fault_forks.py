@@ -1,6 +1,7 @@
 """Processes that a model or a route forks: their end, and what they must not keep."""
 
 import errno
+import json
 import os
 import signal
 import socket
@@ -12,7 +13,7 @@ from deployments import SERVE, behind_batching, deployed, until
 APP = """
 import multiprocessing, os, signal, time
 from concurrent.futures import ProcessPoolExecutor
-from ventu_lite import Service
+from ventu_lite import InferenceFailed, Service
 
 service = Service("forks", request=str, response=str)
 fork = multiprocessing.get_context("fork")
@@ -46,6 +47,16 @@ app = service.app
 def own() -> str:
     return helper()
 
+def ask() -> str:
+    try:
+        return service.ask("from a helper")
+    except InferenceFailed as exc:
+        return f"{exc.code}: {exc.description}"
+
+@app.get("/ask")
+def asked() -> list[str]:
+    return [service.ask("four"), pool.submit(ask).result(20), service.ask("five.")]
+
 @app.get("/pool")
 def pooled() -> str:
     return str(pool.submit(os.getpid).result())
@@ -70,11 +81,27 @@ def test_a_route_forks_a_process_and_terminates_it(directory: Path) -> None:
 
 @behind_batching
 def test_a_worker_dies_whose_helpers_live(how: str, directory: Path) -> None:
-    """Its connection is closed all the same, so another worker gets its batch at once."""
+    """Its connection is closed all the same, so another worker gets its batch at once.
+
+    Under ``serve`` they end with it. A worker that was started alone may have a supervisor who
+    thinks otherwise.
+    """
     with deployed(how, APP, directory, "--timeout=30", workers=2) as service:
         assert service.server.infer(b'"die"').body == b'"3"'
         assert service.server.infer(b'"after"').body == b'"5"'
-        os.kill(int((directory / "helper").read_text()), signal.SIGKILL)  # it is there: nobody's
+        helper = int((directory / "helper").read_text())
+        if how == SERVE:
+            until(lambda: not Path(f"/proc/{helper}").exists())
+        else:
+            os.kill(helper, signal.SIGKILL)  # it is there: nobody's
+
+
+def test_a_helper_of_a_route_that_asks_is_told_who_can(directory: Path) -> None:
+    """It has no event loop that could bring the answer: it would wait for ever."""
+    with deployed(SERVE, APP, directory) as service:
+        before, inside, after = json.loads(service.server.get("/ask").body)
+        assert (before, after) == ("4", "5")
+        assert inside.startswith("503: service.ask was called in a process that a route has forked")
 
 
 def test_the_front_dies_and_a_helper_of_a_route_lives(directory: Path) -> None:

@@ -280,7 +280,8 @@ def test_the_smaller_limit_of_two_programs_counts(directory: Path, how: str, sma
                     large = pool.submit(server.infer, body, media_type)
                     small = [pool.submit(server.infer, GOOD) for _ in range(3)]
                     assert_refused(large.result(TIMEOUT), 413, media_type)
-                    assert decoded(large.result())["detail"] == "body of more than 1000 bytes (max_body)"
+                    detail = decoded(large.result())["detail"]
+                    assert detail == "body of more than 1000 bytes (max_body)"
                     assert [one.result(TIMEOUT).status for one in small] == [200] * 3
             assert process.is_alive and process.output.count("connected to") == 1
 

@@ -1,11 +1,13 @@
 """Jobs of other threads of the batching service's process: those of the user's own routes."""
 
 import asyncio
+import os
 import uuid
 from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any
 
+from ..errors import Unavailable
 from .dispatcher import BatchTiming, Dispatcher
 from .jobs import Failure, Job
 
@@ -62,6 +64,7 @@ class Asker:
     def __init__(self, dispatcher: Dispatcher) -> None:
         self._dispatcher = dispatcher
         self._loop = asyncio.get_running_loop()
+        self._pid = os.getpid()
 
     def __call__(self, payloads: Sequence[bytes], seconds: float) -> Answers:
         """Have payloads inferred, in one batch or several, and wait for that.
@@ -75,8 +78,13 @@ class Asker:
 
         Raises:
             VentuError: There is no place for all of them, and none is inferred; or one is too large
-                for a message.
+                for a message; or this is a forked child, which no answer reaches.
         """
+        if os.getpid() != self._pid:
+            raise Unavailable(
+                "service.ask was called in a process that a route has forked, which no answer"
+                " reaches: call it in the route, and hand its answer to the process"
+            )
         asked = _Asked(len(payloads))
         self._loop.call_soon_threadsafe(self._add, asked, payloads, seconds)
         return asked.future.result()

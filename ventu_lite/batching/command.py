@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
         "python -m ventu_lite batching --port 8000 --unix batching.socket",
         "python -m ventu_lite batching --tcp 127.0.0.1:8765 --max-wait 0",
     ),
+    context_settings={"help_option_names": ["-h", "--help"]},  # without its group, too
 )
 @worker_address_options
 @batching_options

@@ -14,6 +14,7 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.routing import RequestRedirect, Rule
 
 from ..blueprint import answer_problem
+from ..dead_routes import warn_of_dead_routes
 from ..errors import RegistrationError
 from ..exposition import flask_series
 from ..functions import where_is
@@ -56,6 +57,11 @@ def prefixes_of(app: Flask, mounted: Mounted) -> list[str]:
             )
         prefixes.append(quote(rule.rule.removesuffix("/inference"), safe="/!$&'()*+,;=:@~"))
     return prefixes
+
+
+def paths_of(app: Flask, mounted: Mounted) -> set[str]:
+    """Return the paths that ``serve`` answers without Flask, as the app has them."""
+    return {rule.rule for endpoint in _ENDPOINTS for rule in _rules(app, mounted, endpoint)}
 
 
 def skipped_by_serve(app: Flask, mounted: Mounted) -> list[str]:
@@ -146,7 +152,8 @@ def _replaced_classes(app: Flask) -> Iterator[str]:
 def _receivers(app: Flask) -> Iterator[str]:
     for signal in _SIGNALS:
         for fn in signal.receivers_for(app):
-            yield f"receiver {where_is(fn)} of {signal.name.replace('-', '_')}"
+            if fn is not warn_of_dead_routes:
+                yield f"receiver {where_is(fn)} of {signal.name.replace('-', '_')}"
 
 
 def _rules(app: Flask, mounted: Mounted, endpoint: str) -> Iterator[Rule]:

@@ -6,6 +6,7 @@ import re
 from math import inf
 from typing import TYPE_CHECKING, cast
 
+from ..problems import body_too_large
 from .http_base import DEAF, ENDING, IDLE, IN_BODY, IN_HEAD, LISTENING, BaseConnection
 from .http_body import ChunkedBody, SizedBody
 from .http_head import CHUNKED, HEAD_END, Head, Refused
@@ -145,7 +146,7 @@ class Connection(BaseConnection):
         head = server.heads.read(data[start:end])
         length = head.length
         if length > limits.max_body:
-            raise Refused(413, f"body of more than {limits.max_body} bytes", head)
+            raise Refused(413, body_too_large(limits.max_body), head)
         self._phase = IDLE
         request = Request(self, head)
         stop = end + length
@@ -195,7 +196,7 @@ class Connection(BaseConnection):
         size = body.size
         position = body.feed(data, start)
         if body.size > limits.max_body:
-            raise Refused(413, f"body of more than {limits.max_body} bytes")
+            raise Refused(413, body_too_large(limits.max_body))
         self.deadline += (body.size - size) / limits.min_rate
         self._count_held()
         if self._server.held > limits.max_held:

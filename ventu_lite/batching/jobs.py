@@ -75,7 +75,7 @@ NO_ANSWER: Final = "no answer within the timeout of this request"
 EXPIRED: Final = Failure(504, "expired", f"{NO_ANSWER}; the model was still at work on it")
 EXPIRED_IN_QUEUE: Final = Failure(504, "expired", f"{NO_ANSWER}; it still waited for its turn")
 UNSERVED: Final = Failure(504, "expired", f"{NO_ANSWER}; no worker was ready")
-WORKER_DIED: Final = Failure(500, "worker_died", "worker died")
+WORKER_DIED: Final = Failure(500, "worker_died", "the worker died; the log says how")
 
 
 class Parts:

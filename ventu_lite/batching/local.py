@@ -146,7 +146,6 @@ class LocalQueue:
         if self._key is not None:
             try:
                 job.key = self._key(asked.item)
-                hash(job.key)
             except KeyboardInterrupt:
                 raise
             except BaseException as exc:  # sys.exit() in a key must not end the thread

@@ -117,6 +117,9 @@ class WSGIRoutes:
         chunks, status_line, headers = run_wsgi_app(self._app, environ)
         body = _read(chunks, request)
         status = int(status_line.partition(" ")[0])
+        if not 200 <= status <= 599:  # after a 1xx its client takes the next answer for this one
+            log.error("the app answered %r with status %d, not one of 200 to 599", request, status)
+            return self._refuse(500, "the app failed; the log says why", request.head)
         fields = [
             (name.encode("latin-1"), value.encode("latin-1"))
             for name, value in headers
