@@ -539,7 +539,7 @@ def test_a_file_may_change_the_directory(directory: Path) -> None:
     with serve("app.py", "--unix", "s", cwd=directory, env=env) as server:
         server.process.wait_for("ready on")
         with worker("app.py", "--unix", "s", cwd=directory, env=env) as guest:
-            guest.wait_for("connected to unix:")
+            guest.wait_for(rf"connected to unix:{directory}/s\b")
         assert server.infer(b'"a"').status == 401
         assert server.infer(b'"a"', Authorization="Bearer hush").body == b'"A"'
         assert batches(directory / "elsewhere")
