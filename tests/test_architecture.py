@@ -67,8 +67,8 @@ CORE = [
     "batching.workers",
     "batching.queue",
     "batching.tally",
-    "batching.http_head",
-    "batching.http_request",
+    "http.head",
+    "http.request",
     "batching.terms",
     "batching.refusals",
 ]
@@ -150,6 +150,16 @@ def test_a_shell_is_imported_by_the_core_only_when_asked_for(module: str) -> Non
 @pytest.mark.parametrize("module", EXCEPTIONS)
 def test_every_exception_is_needed(module: str) -> None:
     assert EXCEPTIONS[module] <= imports_of(module)[1]
+
+
+@pytest.mark.parametrize(
+    ("package", "others"),
+    [("http", {"batching", "serving"}), ("batching", {"serving"})],
+)
+def test_a_package_knows_nothing_of_those_around_it(package: str, others: set[str]) -> None:
+    for module in modules():
+        if module.partition(".")[0] == package:
+            assert {name.partition(".")[0] for name in imports_of(module)[1]}.isdisjoint(others)
 
 
 def test_no_modules_import_each_other() -> None:

@@ -22,7 +22,6 @@ from waiting import turn_until
 
 from ventu_lite import InferenceFailed, Service
 from ventu_lite.asking import Asking
-from ventu_lite.batching.asker import Asker
 from ventu_lite.batching.dispatcher import Dispatcher
 from ventu_lite.batching.jobs import Job
 from ventu_lite.batching.policy import FixedWait
@@ -30,6 +29,7 @@ from ventu_lite.batching.queue import Queue
 from ventu_lite.batching.tally import FrontMetrics
 from ventu_lite.errors import JobExpired, PayloadTooLarge, QueueFull
 from ventu_lite.outcomes import Rejected
+from ventu_lite.serving.asker import Asker
 
 
 class Upper(BaseModel):

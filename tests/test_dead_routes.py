@@ -11,9 +11,9 @@ from flask import Blueprint, Flask
 from processes import Server, flask_run, serve
 
 from ventu_lite import Service
-from ventu_lite.batching.hooks import paths_of, skipped_by_serve
 from ventu_lite.dead_routes import warn_of_dead_routes
 from ventu_lite.mounting import services_of
+from ventu_lite.serving.hooks import paths_of, skipped_by_serve
 
 _numbers = count()
 

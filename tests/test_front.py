@@ -17,10 +17,6 @@ import pytest
 from ventu_lite.addresses import UnixAddress
 from ventu_lite.batching.dispatcher import Dispatcher
 from ventu_lite.batching.front import Front
-from ventu_lite.batching.http import HttpServer, Limits
-from ventu_lite.batching.http_connection import Connection
-from ventu_lite.batching.http_head import read_head
-from ventu_lite.batching.http_request import Request
 from ventu_lite.batching.inference_job import InferenceJob, Reporter
 from ventu_lite.batching.jobs import WORKER_DIED, Job
 from ventu_lite.batching.links import Links
@@ -29,6 +25,10 @@ from ventu_lite.batching.queue import UNSERVED, Queue
 from ventu_lite.batching.tally import FrontMetrics
 from ventu_lite.batching.terms import Terms
 from ventu_lite.config import Config
+from ventu_lite.http.connection import Connection
+from ventu_lite.http.head import read_head
+from ventu_lite.http.request import Request
+from ventu_lite.http.server import HttpServer, Limits
 from ventu_lite.problems import NO_SUCH_ROUTE, ONLY_A_PAGE
 from ventu_lite.protocol import Batch, Results, WorkerConnection
 

@@ -19,8 +19,8 @@ from flask import (
 )
 
 from ventu_lite import RegistrationError, Service
-from ventu_lite.batching.hooks import prefixes_of, skipped_by_serve
 from ventu_lite.mounting import services_of
+from ventu_lite.serving.hooks import prefixes_of, skipped_by_serve
 
 
 def make_service(name: str = "cats") -> Service:

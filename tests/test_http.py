@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 from waiting import turn_until
 
-from ventu_lite.batching.http import HttpServer, Limits, run
-from ventu_lite.batching.http_connection import Connection
-from ventu_lite.batching.http_head import Heads
-from ventu_lite.batching.http_request import SENT, Answer, Request, encode_headers
 from ventu_lite.batching.refusals import unreadable
+from ventu_lite.http.connection import Connection
+from ventu_lite.http.head import Heads
+from ventu_lite.http.request import SENT, Answer, Request, encode_headers
+from ventu_lite.http.server import HttpServer, Limits, run
 
 try:
     import uvloop

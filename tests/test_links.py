@@ -16,9 +16,9 @@ from waiting import turn_until
 from ventu_lite.addresses import Address, TCPAddress, UnixAddress
 from ventu_lite.batching import links as module
 from ventu_lite.batching.dispatcher import Dispatcher
-from ventu_lite.batching.http import run
 from ventu_lite.batching.links import Links, WorkerLink
 from ventu_lite.errors import ProtocolError
+from ventu_lite.http.server import run
 from ventu_lite.protocol import Results
 
 READY = bytes(4)

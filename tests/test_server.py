@@ -17,13 +17,13 @@ from processes import TIMEOUT, short_directory
 from waiting import turn_until
 
 from ventu_lite.addresses import Address, TCPAddress, UnixAddress
-from ventu_lite.batching.http import run
-from ventu_lite.batching.http_request import Request
 from ventu_lite.batching.listeners import BACKLOG
 from ventu_lite.batching.server import BatchingService, ServiceOptions, running
 from ventu_lite.batching.status import PlainStatus
 from ventu_lite.config import Config
 from ventu_lite.errors import CannotListen
+from ventu_lite.http.request import Request
+from ventu_lite.http.server import run
 
 READY = bytes(4)
 

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from ventu_lite.batching.http import run
+from ventu_lite.http.server import run
 from ventu_lite.signals import Stopped, StopSignals, ended_by_signals, stop_signals
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]

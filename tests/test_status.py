@@ -12,15 +12,15 @@ from waiting import turn_until
 from ventu_lite import Service
 from ventu_lite.addresses import UnixAddress
 from ventu_lite.batching.dispatcher import BatchTiming, Dispatcher
-from ventu_lite.batching.http import run
 from ventu_lite.batching.jobs import Failure, Job
-from ventu_lite.batching.probing import ProbingStatus, _detail
 from ventu_lite.batching.server import BatchingService, ServiceOptions
 from ventu_lite.batching.status import PlainStatus
 from ventu_lite.config import Codec, Config
 from ventu_lite.errors import QueueFull
 from ventu_lite.health import HEALTH_CACHE
+from ventu_lite.http.server import run
 from ventu_lite.protocol import Results
+from ventu_lite.serving.probing import ProbingStatus, _detail
 
 Health = tuple[bool, dict[str, str]]
 

@@ -17,8 +17,8 @@ import pytest
 from processes import TIMEOUT, short_directory
 from waiting import turn_until
 
-from ventu_lite.batching.http import run
 from ventu_lite.child import how
+from ventu_lite.http.server import run
 from ventu_lite.supervisor import Supervisor, next_delay
 
 # Appends a line to the file "log" and waits for its end; signals are answered unless "deaf" exists.

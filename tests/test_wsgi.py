@@ -13,12 +13,12 @@ import pytest
 from flask import Flask, Response, abort, jsonify, redirect, request, url_for
 from waiting import turn_until
 
-from ventu_lite.batching import wsgi
-from ventu_lite.batching.http import HttpServer, run
-from ventu_lite.batching.http_head import Head, read_head
-from ventu_lite.batching.http_request import Request
 from ventu_lite.batching.refusals import unreadable
-from ventu_lite.batching.wsgi import WSGIRoutes
+from ventu_lite.http.head import Head, read_head
+from ventu_lite.http.request import Request
+from ventu_lite.http.server import HttpServer, run
+from ventu_lite.serving import wsgi
+from ventu_lite.serving.wsgi import WSGIRoutes
 
 Connected = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 

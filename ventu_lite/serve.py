@@ -17,14 +17,9 @@ from flask import Flask
 
 from .addresses import MAX_PATH, Address, UnixAddress
 from .asking import Asking
-from .batching.asker import Asker
-from .batching.hooks import paths_of, prefixes_of, skipped_by_serve
-from .batching.http import run
 from .batching.links import WorkerLink, log_change
-from .batching.probing import ProbingStatus
 from .batching.refusals import unreadable
 from .batching.server import BatchingService, ServiceOptions, running
-from .batching.wsgi import WSGIRoutes
 from .composition import largest_batch
 from .config import Config
 from .dead_routes import warn_of_dead_routes
@@ -32,9 +27,14 @@ from .errors import RegistrationError
 from .failures import FAILURES_VARIABLE, take_note
 from .families import forget_process
 from .forwarding import Forwarder
+from .http.server import run
 from .messages import MAX_JOBS
 from .mounting import Mounted, services_of
 from .parent import PARENT_VARIABLE
+from .serving.asker import Asker
+from .serving.hooks import paths_of, prefixes_of, skipped_by_serve
+from .serving.probing import ProbingStatus
+from .serving.wsgi import WSGIRoutes
 from .signals import StopSignals
 from .supervisor import Supervisor
 

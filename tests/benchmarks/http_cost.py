@@ -18,9 +18,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from ventu_lite.batching.http import HttpServer, run
-from ventu_lite.batching.http_request import Request
 from ventu_lite.batching.refusals import unreadable
+from ventu_lite.http.request import Request
+from ventu_lite.http.server import HttpServer, run
 
 TICKS = os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")

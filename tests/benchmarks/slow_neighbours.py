@@ -25,7 +25,7 @@ from crowds import LINES, many, post, readable  # noqa: E402  # after the line a
 from deployments import SERVE, deployed  # noqa: E402
 from processes import short_directory  # noqa: E402
 
-from ventu_lite.batching.http import run  # noqa: E402
+from ventu_lite.http.server import run  # noqa: E402
 
 MODEL = """
 from ventu_lite import Service

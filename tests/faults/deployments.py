@@ -113,7 +113,7 @@ def deployed(
 # Stands before every program that Python starts there.
 _OTHER_LIMITS = """
 from functools import partial
-from ventu_lite.batching import http
+from ventu_lite.http import server as http
 
 http.Limits = partial(http.Limits, **{})
 """

@@ -19,7 +19,7 @@ from crowds import LINES, connections, samples
 from deployments import GUNICORN, Deployment, until
 from processes import TIMEOUT
 
-from ventu_lite.batching.http import run
+from ventu_lite.http.server import run
 
 MODEL = """
 from flask import abort

@@ -430,7 +430,7 @@ def test_answers_that_nobody_reads_fill_no_memory(how: str, directory: Path) -> 
 IMPATIENT = """
 import asyncio
 from ventu_lite.addresses import UnixAddress
-from ventu_lite.batching.http import Limits, run
+from ventu_lite.http.server import Limits, run
 from ventu_lite.batching.server import BatchingService, ServiceOptions, running
 from ventu_lite.batching.status import PlainStatus
 from ventu_lite.config import Config

@@ -14,11 +14,11 @@ from typing import Any
 
 import h11
 
-from ventu_lite.batching.http import HttpServer, Limits
-from ventu_lite.batching.http_connection import Connection
-from ventu_lite.batching.http_head import Heads
-from ventu_lite.batching.http_request import Request
 from ventu_lite.batching.refusals import unreadable
+from ventu_lite.http.connection import Connection
+from ventu_lite.http.head import Heads
+from ventu_lite.http.request import Request
+from ventu_lite.http.server import HttpServer, Limits
 
 CONTROL = 8
 LATE, SLOW, TIGHT, EVERY_BYTE, HALF_CLOSED, WAITING, DRAINING, CHECKED = (1 << n for n in range(8))

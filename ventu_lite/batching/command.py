@@ -51,8 +51,8 @@ def batching(unix: str | None, tcp: str | None, no_retry: bool, **flags: Any) ->
     what was accepted, then ends.
     """
     with ended_by_signals():
+        from ..http.server import run
         from ..logs import configure
-        from .http import run
 
         config = Config().override(**flags)
         configure(config.log_level, config.log_format)

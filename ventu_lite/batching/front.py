@@ -10,14 +10,14 @@ from pydantic_core import to_json
 from ..codecs import sniff
 from ..config import CodecSetting, Config
 from ..errors import VentuError
+from ..http.head import Head
+from ..http.request import Answer, Request, encode_headers
 from ..problems import ONLY_A_PAGE
 from .dispatcher import Dispatcher
-from .http_head import Head
-from .http_request import Answer, Request, encode_headers
 from .inference_job import InferenceJob, Reporter
 from .refusals import no_such_route, only_get, refusal, unreadable
 from .tally import FrontMetrics
-from .terms import MethodNotAllowed, TermsReader, sniffed
+from .terms import MethodNotAllowed, Terms, TermsReader, sniffed
 
 _FIRST_SERIAL: Final = 10**11  # so that each has twelve digits
 _NO_STORE: Final = b"Cache-Control: no-store\r\n"
@@ -90,7 +90,7 @@ class Front:
 
     def handle(self, request: Request) -> None:
         """Answer a request, now or later."""
-        terms = request.head.terms
+        terms: Terms | None = request.head.note
         if terms is None:
             self._route(request)
             return
@@ -144,7 +144,7 @@ class Front:
 
     def _learn_and_infer(self, request: Request, instance: str) -> None:
         try:
-            request.head.terms = self._reader.read(request.head, instance)
+            request.head.note = self._reader.read(request.head, instance)
         except VentuError as exc:
             request.respond(*self._refusal(exc, request.head, self._clock()))
         else:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Final
 
 from ..config import Codec
+from ..http.request import Request
 from .dispatcher import BatchTiming
-from .http_request import Request
 from .jobs import NO_ANSWER, UNSERVED, Failure, Job
 from .refusals import PROBLEM_TYPES, problem_answer, with_path
 from .tally import FrontMetrics

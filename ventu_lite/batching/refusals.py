@@ -10,10 +10,10 @@ from ..codecs import pack
 from ..config import Codec
 from ..errors import PayloadError, Unavailable
 from ..headers import whole_seconds
+from ..http.head import Head
+from ..http.request import Answer
 from ..media_types import PROBLEM_TYPE
 from ..problems import NO_SUCH_ROUTE, encode_problem, problem, problem_codec
-from .http_head import Head
-from .http_request import Answer
 from .terms import MethodNotAllowed, Unauthorized
 
 #: The content types of error bodies.

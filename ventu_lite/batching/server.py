@@ -12,11 +12,11 @@ from typing import Any, Final
 from ..addresses import Address, TCPAddress
 from ..config import Config
 from ..forks import close_after_fork
+from ..http.request import Request
+from ..http.server import HttpServer, Limits
 from .choose import make_policy
 from .dispatcher import Dispatcher, Link
 from .front import Front, Status
-from .http import HttpServer, Limits
-from .http_request import Request
 from .links import Links, WorkerLink, log_change
 from .listeners import BACKLOG, UnixDoor, clients_that_fit, listen_tcp
 from .queue import Queue

@@ -6,8 +6,8 @@ from typing import NamedTuple
 from ..config import Codec, CodecSetting, Config
 from ..errors import MalformedPayload, VentuError
 from ..headers import refuse_encoding, seconds_in, why_locked_out
+from ..http.head import Head
 from ..media_types import own_type, request_codec, response_type
-from .http_head import Head
 
 
 class Unauthorized(VentuError):

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from .http_head import Head
+from .head import Head
 
 Answer = tuple[int, bytes, bytes | None]  # status, header lines, body
 

@@ -9,14 +9,11 @@ readers have approved are kept and found again by their bytes.
 """
 
 import re
-from typing import TYPE_CHECKING, Final
+from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
 from ..errors import ProtocolError
 from ..headers import SANE_ID
-
-if TYPE_CHECKING:
-    from .terms import Terms
 
 HEAD_END = b"\r\n\r\n"
 CHUNKED = -1  # stands where a length would
@@ -69,11 +66,11 @@ class Head:
         keep_alive: Whether the client wants the connection to go on.
         is_judged: Whether llhttp has found the end of a whole request with this head where the
             head says. Nothing in a body of a declared length can change that.
-        terms: What an inference with this head asks for, once that was read.
+        note: What a handler wants to find again with the same bytes.
     """
 
     __slots__ = (
-        "fields", "is_judged", "keep_alive", "length", "method", "minor", "raw", "target", "terms",
+        "fields", "is_judged", "keep_alive", "length", "method", "minor", "note", "raw", "target",
     )  # fmt: skip
 
     def __init__(
@@ -94,7 +91,7 @@ class Head:
         self.length = length
         self.keep_alive = keep_alive
         self.is_judged = False
-        self.terms: Terms | None = None
+        self.note: Any = None
 
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:

@@ -12,14 +12,14 @@ from uuid import uuid4
 
 from pydantic_core import from_json
 
+from ..batching.dispatcher import BatchTiming, Dispatcher
+from ..batching.jobs import Failure, Job
+from ..batching.server import BatchingService
+from ..batching.status import PlainStatus, health_body
 from ..codecs import unpack
 from ..config import Codec
 from ..examples import Probe
 from ..health import HEALTH_CACHE, NO_EXAMPLE
-from .dispatcher import BatchTiming, Dispatcher
-from .jobs import Failure, Job
-from .server import BatchingService
-from .status import PlainStatus, health_body
 
 _LONGEST: Final = 300  # characters of a detail
 

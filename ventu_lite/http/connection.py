@@ -7,13 +7,13 @@ from math import inf
 from typing import TYPE_CHECKING, cast
 
 from ..problems import body_too_large
-from .http_base import DEAF, ENDING, IDLE, IN_BODY, IN_HEAD, LISTENING, BaseConnection
-from .http_body import ChunkedBody, SizedBody
-from .http_head import CHUNKED, HEAD_END, Head, Refused
-from .http_request import SENT, Answer, Request, encode_answer
+from .base import DEAF, ENDING, IDLE, IN_BODY, IN_HEAD, LISTENING, BaseConnection
+from .body import ChunkedBody, SizedBody
+from .head import CHUNKED, HEAD_END, Head, Refused
+from .request import SENT, Answer, Request, encode_answer
 
 if TYPE_CHECKING:
-    from .http import HttpServer
+    from .server import HttpServer
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ import re
 
 from httptools import HttpParserError, HttpParserInvalidMethodError, HttpRequestParser
 
-from .http_head import HEAD_END, Head, Refused
+from .head import HEAD_END, Head, Refused
 
 _UPGRADE = re.compile(rb"(?<=\n)upgrade:", re.IGNORECASE)
 

@@ -14,8 +14,8 @@ from urllib.parse import unquote_to_bytes
 from werkzeug.datastructures import Headers
 from werkzeug.test import run_wsgi_app
 
+from ..http.request import BODILESS, Answer, Refuse, Request, encode_headers
 from ..retries import Reminders
-from .http_request import BODILESS, Answer, Refuse, Request, encode_headers
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from ..forks import fileno_of
 
 if TYPE_CHECKING:
-    from .http import HttpServer, Limits
+    from .server import HttpServer, Limits
 
 # The phases, by what the client is expected to send: a request, the rest of a head, the rest of a
 # body, nothing that would be read, nothing but its end. IDLE is false: that is asked for each

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any
 
+from ..batching.dispatcher import BatchTiming, Dispatcher
+from ..batching.jobs import Failure, Job
 from ..errors import Unavailable
-from .dispatcher import BatchTiming, Dispatcher
-from .jobs import Failure, Job
 
 Answers = list[tuple[int, bytes | str]]
 

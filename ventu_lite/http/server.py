@@ -2,7 +2,7 @@
 
 Knows nothing of batching. A handler gets each complete request and answers it whenever it likes;
 this module keeps the order, the limits and the clock. What a request may look like is the business
-of ``http_request``.
+of ``request``.
 """
 
 import asyncio
@@ -14,10 +14,10 @@ from email.utils import formatdate
 from typing import Any, TypeVar
 
 from ..problems import TITLES
-from .http_body import Judge
-from .http_connection import Connection
-from .http_head import Heads
-from .http_request import Answer, Refuse, Request
+from .body import Judge
+from .connection import Connection
+from .head import Heads
+from .request import Answer, Refuse, Request
 
 try:
     import uvloop
