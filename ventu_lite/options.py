@@ -47,7 +47,7 @@ _BATCHING_OPTIONS: Final = (
         "--max-batch-size",
         type=int,
         metavar="N",
-        help="Jobs in a batch.  [default: what the app says, else 32]",
+        help="Jobs in a batch.  [default: 32; of serve, what the app says]",
     ),
     click.option(
         "--max-wait",
