@@ -131,7 +131,7 @@ def test_a_process_alone_leaves_no_note(tmp_path: Path, monkeypatch: pytest.Monk
         ),
         pytest.param(
             {"infer": 'raise OSError("no device")', "examples": "examples=[1]"},
-            r"warm-up with 1 example\(s\) failed: OSError: no device \(\S+/app.py:15\)",
+            r"warm-up with example 1 failed: OSError: no device \(\S+/app.py:15\)",
             id="warm-up",
         ),
         pytest.param(

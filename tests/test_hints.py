@@ -46,7 +46,7 @@ def ask(infer: Callable[[Any], Any], setup: Callable[[], None] = remember_global
 )
 def test_a_stage_that_wants_a_request_of_flask_is_told_what_to_do(infer: Any) -> None:
     assert re.fullmatch(
-        r"warm-up with 1 example\(s\) failed: RuntimeError: Working outside of \w+ context;"
+        r"warm-up with example 1 failed: RuntimeError: Working outside of \w+ context;"
         " stages run without a request of Flask: what they need belongs into the schema",
         ask(infer),
     )

@@ -356,7 +356,7 @@ def test_a_failing_warm_up_is_a_failed_start(caplog: pytest.LogCaptureFixture) -
     with pytest.raises(NotReady) as caught:
         answer(service.runtime)
     assert 5 < (caught.value.retry_after or 0) <= 10
-    assert "warm-up with 1 example(s) failed" in caplog.text
+    assert "warm-up with example 1 failed" in caplog.text
     assert "ZeroDivisionError" in caplog.text
 
 
@@ -370,7 +370,7 @@ def test_a_failing_warm_up_is_told_once_and_its_traceback_shown_below(
     runtime.startup.begin()
     until(lambda: caplog.records)
     (record,) = caplog.records
-    said = r"set-up failed: warm-up with 1 example\(s\) failed: ValueError: two lines \(\S+:\d+\)"
+    said = r"set-up failed: warm-up with example 1 failed: ValueError: two lines \(\S+:\d+\)"
     assert re.match(said, record.getMessage())
     assert record.exc_info and record.exc_info[0] is ValueError
 

@@ -53,14 +53,16 @@ class Lifecycle:
         is_batch = pipeline.mode == "batch"
         sizes = {1, self._composition.warmup_batch_size} if is_batch else {1}
         took = {1: 0.0}  # seconds, by size; of the last example: the first is often slow
-        for probe in self._composition.probes:
+        for number, probe in enumerate(self._composition.probes, 1):
             for size in sorted(sizes):
                 with self._turns.turn_for(pipeline.mode):
                     run = pipeline.run([probe.payload] * size, probe.codec)
                 for outcome in run.outcomes:
                     if isinstance(outcome, Rejected):
+                        times = f"{size} times " if size > 1 else ""
                         raise VentuError(
-                            f"warm-up with {size} example(s) failed: {self._told(outcome.exc)}"
+                            f"warm-up with {times}example {number} failed:"
+                            f" {self._told(outcome.exc)}"
                         ) from outcome.exc
                 took[size] = run.preprocess + run.infer + run.postprocess
         largest, timeout = max(took), self._composition.config.timeout

@@ -92,7 +92,7 @@ def _advice(timings: Sequence[Timing]) -> str:
         )
     said = f"batches get through {gain:.1f} × as many items per second as one by one"
     if is_quick:
-        return said
+        return f"{said}, though HTTP around the largest takes longer"
     if enough is timings[-1]:
         return f"{said}, the largest most: a larger max_batch_size may bring more"
     return (
