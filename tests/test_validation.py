@@ -120,6 +120,10 @@ class Never(BaseModel):
     inner: "Nowhere"  # type: ignore[name-defined]  # noqa: F821  # that is the point
 
 
+def rendered(schema: Schema, value: Any, codec: Codec) -> bytes:
+    return schema.encode(schema.validate(value), codec)
+
+
 def encoded(value: Any, codec: Codec) -> bytes:
     return json.dumps(value).encode() if codec == "json" else msgpack.packb(value)
 
@@ -154,8 +158,8 @@ def test_any_type_of_pydantic_is_a_schema_both_ways(
     schema = Schema(annotation)
     assert schema.parse(encoded(value, codec), codec) == item
     assert schema.parse_value(value) == item
-    assert decoded(schema.render(item, codec), codec) == value
-    assert decoded(schema.render(value, codec), codec) == value
+    assert decoded(rendered(schema, item, codec), codec) == value
+    assert decoded(rendered(schema, value, codec), codec) == value
 
 
 @pytest.mark.parametrize(
@@ -421,7 +425,7 @@ def test_types_that_only_python_knows_go_both_ways(codec: Codec) -> None:
         id=uuid.UUID(int=1),
         color=Color.RED,
     )
-    body = schema.render(item, codec)
+    body = rendered(schema, item, codec)
     assert decoded(body, codec) == {
         "data": "bytes" if codec == "json" else b"bytes",
         "at": "2026-01-02T00:00:00Z" if codec == "json" else "2026-01-02T00:00:00Z",
@@ -442,16 +446,16 @@ def test_a_timestamp_of_msgpack_fits_a_datetime() -> None:
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), np.float32("nan")], ids=repr)
 def test_json_has_null_for_what_is_no_number(annotation: Any, number: Any) -> None:
     value = {"a": number} if annotation == dict[str, float] else number
-    assert Schema(annotation).render(value, "json") in (b"null", b'{"a":null}')
+    assert rendered(Schema(annotation), value, "json") in (b"null", b'{"a":null}')
 
 
 def test_msgpack_keeps_infinity() -> None:
-    assert msgpack.unpackb(Schema(float).render(float("inf"), "msgpack")) == float("inf")
+    assert msgpack.unpackb(rendered(Schema(float), float("inf"), "msgpack")) == float("inf")
 
 
 def test_a_finite_float_makes_nan_an_error() -> None:
     with pytest.raises(PydanticError):
-        Schema(FiniteFloat).render(float("nan"), "json")
+        rendered(Schema(FiniteFloat), float("nan"), "json")
 
 
 def test_nan_in_json_is_read_where_a_float_is_wanted() -> None:
@@ -495,9 +499,9 @@ def test_results_may_be_what_models_return(
     schema = Schema(annotation)
     if answer is None:
         with pytest.raises(PydanticError):
-            schema.render(value, codec)
+            rendered(schema, value, codec)
     else:
-        assert decoded(schema.render(value, codec), codec) == answer
+        assert decoded(rendered(schema, value, codec), codec) == answer
 
 
 @pytest.mark.parametrize("shape", [(), (2,), (2, 2)])
@@ -506,25 +510,25 @@ def test_results_may_be_tensors(shape: tuple[int, ...]) -> None:
     annotations: list[Any] = [float, list[float], list[list[float]]]
     schema = Schema(annotations[len(shape)])
     tensor = torch.ones(shape)
-    assert json.loads(schema.render(tensor, "json")) == np.ones(shape).tolist()
+    assert json.loads(rendered(schema, tensor, "json")) == np.ones(shape).tolist()
 
 
 def test_a_subclass_is_written_as_the_schema_says() -> None:
     class Fine(Score):
         secret: str = "internal"
 
-    assert json.loads(Schema(Score).render(Fine(score=1), "json")) == {"score": 1.0}
+    assert json.loads(rendered(Schema(Score), Fine(score=1), "json")) == {"score": 1.0}
 
 
 @both_codecs
 def test_answers_have_the_aliases_of_the_api_document(codec: Codec) -> None:
-    body = Schema(Aliased).render({"theScore": 1}, codec)
+    body = rendered(Schema(Aliased), {"theScore": 1}, codec)
     assert decoded(body, codec) == {"theScore": 1.0}
 
 
 @both_codecs
 def test_integer_keys_are_texts_in_json_alone(codec: Codec) -> None:
-    answer = decoded(Schema(dict[int, str]).render({1: "a"}, codec), codec)
+    answer = decoded(rendered(Schema(dict[int, str]), {1: "a"}, codec), codec)
     assert answer == ({"1": "a"} if codec == "json" else {1: "a"})
 
 
@@ -553,7 +557,7 @@ def changed(instance: Any, **fields: Any) -> Any:
 )
 def test_a_result_that_does_not_fit_is_an_error(annotation: Any, value: Any, codec: Codec) -> None:
     with pytest.raises((PydanticError, TypeError, ValueError, AttributeError)):
-        Schema(annotation).render(value, codec)
+        rendered(Schema(annotation), value, codec)
 
 
 @pytest.mark.parametrize(
@@ -567,7 +571,7 @@ def test_a_result_that_does_not_fit_is_an_error(annotation: Any, value: Any, cod
 def test_what_changes_a_value_when_it_is_made_does_not_run_again(
     annotation: Any, value: Any, body: bytes
 ) -> None:
-    assert Schema(annotation).render(value, "json") == body
+    assert rendered(Schema(annotation), value, "json") == body
 
 
 @pytest.mark.parametrize(
@@ -581,6 +585,6 @@ def test_what_one_codec_cannot_say_is_an_error_there_alone(
     annotation: Any, value: Any, codec: Codec
 ) -> None:
     other: Codec = "json" if codec == "msgpack" else "msgpack"
-    assert Schema(annotation).render(value, other)
+    assert rendered(Schema(annotation), value, other)
     with pytest.raises((OverflowError, ValueError)):
-        Schema(annotation).render(value, codec)
+        rendered(Schema(annotation), value, codec)

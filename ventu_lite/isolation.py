@@ -16,7 +16,6 @@ from .outcomes import Rejected, count_rejected
 #: together, but for none of them in a smaller batch: no answer shows that.
 OnBlameless = Callable[[str, int, BaseException], None]
 
-
 #: Makes the item at a place anew, or a ``Rejected``.
 Again = Callable[[int], Any]
 

@@ -130,15 +130,6 @@ class Schema:
                 raise
         return self._validator.validate_python(simple, from_attributes=True)
 
-    def render(self, value: Any, codec: Codec) -> bytes:
-        """Validate ``value`` and return its bytes; fields have the names of the API document.
-
-        Raises:
-            ValidationError: It does not fit.
-            Exception: It fits, but cannot be written, such as an integer of 65 bits in msgpack.
-        """
-        return self.encode(self.validate(value), codec)
-
     def encode(self, value: Any, codec: Codec) -> bytes:
         """Return the bytes of a value that was validated, by alias, as the API document says.
 
